@@ -512,6 +512,37 @@ def test_a_loss_that_is_known_before_commit_is_sent_leaves_nothing_in_doubt(
     run(main)
 
 
+def test_a_transaction_that_idles_longer_than_its_role_may_is_not_repeated_and_not_the_servers_failure(
+    pg: Place,
+) -> None:
+    """asyncpg discards the server's reason, so the time that the block has idled is compared with the role's limit."""
+    clock, runs = StandingClock(), 0
+    pg.server.sql("DROP ROLE IF EXISTS hasty")
+    pg.server.sql("CREATE ROLE hasty LOGIN PASSWORD 'koo-test'")
+    pg.server.sql("ALTER ROLE hasty SET idle_in_transaction_session_timeout = '100ms'")
+
+    async def main() -> None:
+        async with opened(pg.url.replace("postgres:koo-test@", "hasty:koo-test@"), clock=clock) as database:
+
+            async def idle(session: AsyncSession) -> None:
+                nonlocal runs
+                runs += 1
+                await session.execute(ONE)
+                assert database.connections is not None
+                (record,) = database.connections.records.by_connection.values()
+                await until(lambda: record.is_hung_up)
+                clock.advance(0.2)
+                await session.execute(ONE)
+
+            with pytest.raises(DBAPIError):
+                await database.transaction(idle)
+            assert runs == 1
+            assert database.guard.tally.totals().verdicts[FAILURE] == 0
+            assert database.get_pool_metrics()["connection_metrics"]["broken"] == 0
+
+    run(main)
+
+
 def test_a_commit_without_a_response_ends_after_the_deadline_and_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:

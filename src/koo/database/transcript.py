@@ -33,7 +33,7 @@ from koo.errors import (
 )
 from koo.options import NEVER
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Fault
-from koo.sqlstates import LATE, STANDBY, Drop, Meaning, sqlstate_of
+from koo.sqlstates import LATE, LOST, OVERSTAYED, STANDBY, Drop, Meaning, sqlstate_of
 
 REPORTS_MAX = 8
 """Errors kept per scope. The first ones explain the rest, and a block that catches errors in a loop has no limit."""
@@ -47,9 +47,10 @@ class Transcript:
     """One scope's transcript. SQLAlchemy's hooks write it (`koo.database.records.Occupant`); the scope reads it."""
 
     __slots__ = (
-        "_answered", "_failed_s", "_instead", "_metrics", "_monotonic", "_readonly", "_records", "_reported",
-        "_reports", "_spoiler", "_unanswered", "committed", "expired", "failure", "handed_out", "has_permit",
-        "in_doubt", "leaving", "left_at", "slowest_s", "spent_s", "stage", "statement", "statements", "stopped",
+        "_answered", "_failed_s", "_idled_s", "_instead", "_metrics", "_monotonic", "_readonly", "_records",
+        "_reported", "_reports", "_spoiler", "_unanswered", "committed", "expired", "failure", "handed_out",
+        "has_permit", "in_doubt", "leaving", "left_at", "slowest_s", "spent_s", "stage", "statement", "statements",
+        "stopped",
     )  # fmt: skip
 
     def __init__(self, records: ConnectionRecords, readonly: bool) -> None:
@@ -77,6 +78,7 @@ class Transcript:
         self.statements = 0
         self.spent_s = self.slowest_s = 0.0
         self.left_at = NEVER
+        self._idled_s = 0.0  # how long the block had sent nothing before the step that failed
         self._failed_s: float | None = None  # how long the failed step took, until `report` brings the reason
 
     # ── a statement, or COMMIT ────────────────────────────────────────────────────────────────────────────────
@@ -112,7 +114,7 @@ class Transcript:
     def leave(self, record: ConnectionRecord, began: float, succeeded: bool) -> float:
         """Called after the statement or COMMIT; returns how long it took. `report` brings the details of a failure."""
         record.busy = False
-        now = self.left_at = self._monotonic()
+        now = self._monotonic()
         took_s = now - began
         self.spent_s += took_s
         if took_s > self.slowest_s:  # noqa: PLR1730 - every statement passes here, and `max()` is slower
@@ -125,6 +127,8 @@ class Transcript:
             self._spoiler = None
         else:
             self._failed_s = took_s
+            self._idled_s = began - self.left_at
+        self.left_at = now
         return took_s
 
     @property
@@ -140,6 +144,9 @@ class Transcript:
             return lost
         self._reported, self._instead = error, None
         meaning = explain(error, self.stage, lost=lost and isinstance(error, Exception))
+        # asyncpg discards what a server says before it closes an idle connection.
+        if meaning is LOST and self._idled_s >= record.driver.idle_limit_s(record.connection):
+            meaning = OVERSTAYED
         ours = self._note(error, meaning, record)
         # While the block is running, its `session.commit()` must raise the unknown outcome here, because the block goes
         # on and may act on it. The final COMMIT is only noted: if it were raised here, inside SQLAlchemy's hook, the

@@ -21,7 +21,7 @@ from koo.database.drivers.aiosqlite_cursor import Answer, Turn
 from koo.database.drivers.base import Keep
 from koo.database.drivers.sqlite_handle import OwnCursors
 from koo.database.sqlite import Opening
-from koo.options import DatabaseOptions
+from koo.options import NEVER, DatabaseOptions
 
 CHUNK_ROWS = 64
 STOP_AFTER_S = 0.002
@@ -54,6 +54,9 @@ class Aiosqlite:
 
     def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
         return error if isinstance(error, sqlite3.Error) else None
+
+    def idle_limit_s(self, connection: Any) -> float:
+        return NEVER
 
     def is_closed(self, connection: Any) -> bool:
         return connection._connection is None or not connection._running

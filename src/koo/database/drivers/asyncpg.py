@@ -83,6 +83,7 @@ class Asyncpg:
         if timeouts.must_ask(user):
             await _keep_shorter(connection, timeouts, user, given)
         connection.cleanup_s = options.cleanup_timeout_s
+        connection.idle_limit_s = timeouts.idle_limit_s(user, given)
         transport = getattr(connection, "_transport", None)
         if transport is not None:
             set_up_socket(transport.get_extra_info("socket").fileno(), options)
@@ -134,6 +135,9 @@ class Asyncpg:
                 return translated
         return error if isinstance(error, OSError | adapted.dbapi.Error) else None
 
+    def idle_limit_s(self, connection: Any) -> float:
+        return float(connection.idle_limit_s)
+
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.is_closed())
 
@@ -183,7 +187,7 @@ class TaggedConnection(asyncpg.Connection):  # type: ignore[misc]
     Closes within `cleanup_s` seconds.
     """
 
-    __slots__ = ("cleanup_s", "tag")
+    __slots__ = ("cleanup_s", "idle_limit_s", "tag")
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109 - asyncpg's own
         """Like asyncpg's."""

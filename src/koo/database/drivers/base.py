@@ -59,6 +59,10 @@ class Driver(Protocol):
         """`error` as SQLAlchemy would raise it, if it comes from the driver or its socket; otherwise None."""
         ...
 
+    def idle_limit_s(self, connection: Any) -> float:
+        """After how many idle seconds the server ends a transaction; infinite if the driver reports that itself."""
+        ...
+
     def is_closed(self, connection: Any) -> bool: ...
 
     def is_hung_up(self, connection: Any) -> bool:

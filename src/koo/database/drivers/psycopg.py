@@ -27,7 +27,7 @@ from sqlalchemy.util import await_only as await_
 from koo.database.drivers.base import POSTGRESQL_HEALTH, Keep, read_numbers
 from koo.database.drivers.names import as_libpq, find_servers, time_of_each
 from koo.database.drivers.wire import ROLE_TIMEOUTS, ServerTimeouts, is_hung_up, libpq_parameters, sever
-from koo.options import DatabaseOptions
+from koo.options import NEVER, DatabaseOptions
 
 # These are module constants, because every scope reads them and an attribute of an enum class costs a dictionary
 # lookup.
@@ -101,6 +101,9 @@ class Psycopg:
 
     def error_of(self, adapted: Any, error: BaseException) -> Exception | None:
         return error if isinstance(error, psycopg.Error | OSError) else None
+
+    def idle_limit_s(self, connection: Any) -> float:
+        return NEVER
 
     def is_closed(self, connection: Any) -> bool:
         return bool(connection.closed)

@@ -21,11 +21,12 @@ import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from koo.options import DatabaseOptions
+from koo.options import NEVER, DatabaseOptions
 
 KEEPALIVE_PROBES = 3
 MS_MAX = 2**31 - 1
 """The server's timeouts are 32-bit milliseconds."""
+IDLE_TIMEOUT = "idle_in_transaction_session_timeout"
 REFUSES_PARAMETERS = ("startup parameter", "command-line options")
 """Text in the errors of poolers that refuse startup parameters: PgBouncer and similar ones, and RDS Proxy."""
 
@@ -52,7 +53,7 @@ def server_timeouts(options: DatabaseOptions) -> dict[str, str]:
         return {}
     last_s = options.scope_timeout_s + options.cleanup_timeout_s
     last = str(min(int(last_s * 1000), MS_MAX))
-    return {"statement_timeout": last, "idle_in_transaction_session_timeout": last}
+    return {"statement_timeout": last, IDLE_TIMEOUT: last}
 
 
 class ServerTimeouts:
@@ -78,6 +79,11 @@ class ServerTimeouts:
         shorter = {name: value for name, value in rows if 0 < milliseconds(value) < ours.get(name, 0)}
         self._of_role[user] = shorter
         return shorter
+
+    def idle_limit_s(self, user: object, given: Mapping[str, str]) -> float:
+        """After how many idle seconds the server ends this user's transactions. `given`: the URL's settings."""
+        settings = {**self._ours, **self._of_role.get(user, {}), **given}
+        return milliseconds(str(settings.get(IDLE_TIMEOUT, ""))) / 1000 or NEVER
 
     def are_refused(self, asked: Mapping[str, str], error: Exception) -> bool:
         """Whether a pooler refused these settings; then they are not requested again."""
