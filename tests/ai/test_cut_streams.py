@@ -26,5 +26,5 @@ def test_the_check_detects_an_estimate_above_its_hold(monkeypatch: pytest.Monkey
 
 def test_the_check_detects_counts_that_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Usage, "grown", lambda self, later: later)
-    with pytest.raises(ProofFailed, match="below"):
+    with pytest.raises(ProofFailed, match="booked"):
         cut_and_left(1500)

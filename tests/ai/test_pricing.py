@@ -252,6 +252,51 @@ def test_an_answer_is_booked_in_the_tier_that_it_reports(
     asyncio.run(main())
 
 
+CACHED = {"input_tokens": 100, "cache_read_input_tokens": 900}
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (CACHED, CACHED),
+        (CACHED, {}),
+        (CACHED, {"input_tokens": 0, "cache_read_input_tokens": None}),
+        ({"input_tokens": 0}, CACHED),
+        ({"input_tokens": 1000}, CACHED),
+    ],
+    ids=["twice", "at the start", "no longer at the end", "only at the end", "estimated at the start"],
+)
+def test_input_that_a_stream_reports_twice_is_booked_once(
+    first: dict[str, Any], last: dict[str, Any]
+) -> None:
+    """Services with Anthropic's format report the cache at the start, at the end, or both."""
+    body = events(
+        {"type": "message_start", "message": {**MESSAGE, "usage": {**first, "output_tokens": 0}}},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn"},
+            "usage": {**last, "output_tokens": 10},
+        },
+        {"type": "message_stop"},
+    )
+
+    async def main() -> None:
+        one = ServiceOptions(
+            name="svc", kind="anthropic", model="claude-sonnet-5-5", declared=True, api_key="k"
+        )
+        fake = FakeAnthropic()
+        fake.default = Raw(body=body, content_type="text/event-stream")
+        async with (
+            among_fakes((one,), svc=fake) as world,
+            world.platform.stream(Query(service="svc", prompt="Capital?", max_tokens=1000)) as stream,
+        ):
+            assert "".join([piece.text async for piece in stream]) == "Paris."
+            usage = Usage(input_tokens=100, cache_read_tokens=900, output_tokens=10)
+            assert stream.answer is not None and stream.answer.usage == usage
+
+    asyncio.run(main())
+
+
 SEARCHED = {**WORDS, "server_tool_use": {"web_search_requests": 2}}
 GROUNDED = {
     "candidates": [{

@@ -94,7 +94,7 @@ def test_null_or_negative_reasoning_counts_as_none(tokens: int | None) -> None:
 def test_a_later_report_never_lowers_a_count() -> None:
     first = anthropic._Usage(input_tokens=9, cache_read_input_tokens=40, output_tokens=1)
     later = anthropic._Usage(input_tokens=0, output_tokens=7)
-    assert classes(anthropic.usage_of(later, first)) == (9, 40, 0, 7, 0)
+    assert classes(anthropic.usage_of(first).grown(anthropic.usage_of(later))) == (9, 40, 0, 7, 0)
 
 
 def test_a_count_may_be_a_float() -> None:

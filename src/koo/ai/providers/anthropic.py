@@ -195,7 +195,7 @@ class _Reader(Reader):
 
     def __init__(self, wire: Wire, headers: Mapping[str, str], request: Request) -> None:
         super().__init__(wire, headers, request)
-        self._usage: _Usage | None = None
+        self._usage = NO_USAGE
 
     def read(self, event: ServerSentEvent) -> CompletionChunk | None:
         # "message" is the standard's name for an event without one: something in between dropped the `event:` lines.
@@ -254,9 +254,8 @@ class _Reader(Reader):
     def _start(self, message: _Answer) -> CompletionChunk:
         # From here on the prompt has been read, so even an error is billed.
         self._begun = True
-        self._usage = message.usage
         self._start_text = _text(message.content)
-        usage = usage_of(message.usage) if message.usage else None
+        usage = self._grown(message.usage)
         request_id = self.headers.get("request-id") or message.id
         # `output_counted=False`: the start counts one output token, which says nothing about the answer. If the caller
         # stops in the middle, the text so far has to be estimated and not billed as one token.
@@ -274,7 +273,7 @@ class _Reader(Reader):
         # May occur several times; a later one without a reason must not erase the earlier reason.
         self.stop_reason = reason or self.stop_reason
         text = self._take_start()
-        usage = usage_of(told, self._usage) if told else None
+        usage = self._grown(told)
         counted = told is not None and told.output_tokens is not None
         self._written = self._written or (told is not None and count_of(told.output_tokens) > 0)
         self._usage_told = self._usage_told or counted
@@ -287,6 +286,13 @@ class _Reader(Reader):
             stop_reason=self.stop_reason,
             error=self._failed_end(),
         )
+
+    def _grown(self, told: _Usage | None) -> Usage | None:
+        """The usage so far. A later report may omit a count or set it back to 0."""
+        if told is None:
+            return None
+        self._usage = self._usage.grown(usage_of(told))
+        return self._usage
 
     def _whole(self, message: _Answer) -> CompletionChunk:
         """Return a complete response that arrived in place of events as a single final piece."""
@@ -363,26 +369,21 @@ def encode(request: Request, *, stream: bool = False) -> bytes:
     )
 
 
-def usage_of(usage: _Usage, before: _Usage | None = None) -> Usage:
-    """Tokens by class. A later report may omit a count or set it back to 0; then the one in `before` stays."""
-    old = before or _Usage()
+def usage_of(usage: _Usage) -> Usage:
+    """Tokens by class."""
     details = usage.output_tokens_details
     return Usage(
-        input_tokens=_later(usage.input_tokens, old.input_tokens),
-        cache_read_tokens=_later(usage.cache_read_input_tokens, old.cache_read_input_tokens),
-        cache_write_tokens=_later(usage.cache_creation_input_tokens, old.cache_creation_input_tokens),
-        output_tokens=_later(usage.output_tokens, old.output_tokens),
-        reasoning_tokens=_later(details.thinking_tokens if details else None, None),
+        input_tokens=count_of(usage.input_tokens),
+        cache_read_tokens=count_of(usage.cache_read_input_tokens),
+        cache_write_tokens=count_of(usage.cache_creation_input_tokens),
+        output_tokens=count_of(usage.output_tokens),
+        reasoning_tokens=count_of(details.thinking_tokens if details else None),
     )
 
 
 def _units(usage: _Usage | None) -> Mapping[str, int] | None:
     tools = usage.server_tool_use if usage else None
     return web_searches(tools.web_search_requests) if tools else None
-
-
-def _later(new: Count, old: Count) -> int:
-    return max(count_of(new), count_of(old))
 
 
 def _text(blocks: list[_Block] | None) -> str:
