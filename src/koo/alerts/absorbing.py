@@ -39,7 +39,7 @@ def _absorb(findings: dict[str, Finding]) -> list[Finding]:
 
 
 def _whole(kind: str, findings: dict[str, Finding]) -> str:
-    """The kind that includes this one: the first of its `part_of` that was found, followed upwards."""
+    """The outermost kind found that includes this one, by way of `part_of`; the kind itself if none does."""
     # The search continues upwards, because "unhealthy" is part of "circuit open", which is part of "service down". If
     # it stopped at the first step, a part of a part would be missing from the listed alert's `also`.
     #

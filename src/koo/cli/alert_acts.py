@@ -29,7 +29,7 @@ class Done(TypedDict):
 
 
 def acknowledge(alert: str, long: str | None, reason: str, url: str | None, *, as_json: bool) -> Exit:
-    """Acknowledge an alert: no reminders for `long`, or until it ends."""
+    """Acknowledge an alert: no reminders for the duration `long`, or, without one, until the alert ends."""
     body = {"by": who(), "note": reason} | ({} if long is None else {"for_s": _seconds(long)})
     return _act(url, f"/monitoring/alerts/{_id(alert)}/acknowledge", body, as_json)
 

@@ -55,7 +55,7 @@ def effective_state_url(url: str, home: Path) -> str:
 
 
 def _split(url: str) -> tuple[str, str]:
-    # `urlsplit` would remove tabs and line breaks from a URL without an error, and a password would be a different one.
+    # `urlsplit` would remove tabs and line breaks from a URL without an error, which could change a password.
     parts = _PARTS.fullmatch(url)
     if parts is None or any(ord(letter) < 32 for letter in url):
         return "", ""
