@@ -24,6 +24,12 @@ from koo.web import create_app, mount
 from tests.web.serving import claude, platform, served
 
 
+@pytest.fixture(autouse=True)
+def patient_first_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, half a second may not be enough for the check that ends before the first request."""
+    monkeypatch.setattr("koo.web.app.FIRST_LOOK_S", 20.0)
+
+
 def test_the_applications_routes_errors_and_lifespan_are_unchanged(tmp_path: Path) -> None:
     told: list[str] = []
 
@@ -190,6 +196,35 @@ def test_a_plain_starlette_applications_routes_are_unchanged(tmp_path: Path) -> 
             unavailable = await client.get("/own/1")
             assert (unavailable.status, unavailable.headers["Retry-After"]) == (503, "3")
             assert unavailable.headers["Content-Type"] == "application/problem+json"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("framework", [FastAPI, Starlette])
+def test_koos_metrics_move_out_of_the_way_of_the_applications_own(
+    tmp_path: Path, framework: type[Starlette]
+) -> None:
+    """The first route with a path gets the request, so one of the two would silently be lost."""
+
+    async def main() -> None:
+        app = framework()
+        mount(app, platform(tmp_path, token="t" * 16), metrics="/koo/metrics")
+        app.router.routes.append(Route("/metrics", lambda request: PlainTextResponse("its own metrics")))
+        async with served(app) as client:
+            assert (await client.get("/metrics")).text == "its own metrics"
+            assert (await client.get("/koo/metrics")).status == 401
+            allowed = {"Authorization": f"Bearer {'t' * 16}"}
+            assert "koo_build" in (await client.get("/koo/metrics", headers=allowed)).text
+
+    asyncio.run(main())
+
+
+def test_koos_metrics_can_be_left_out(tmp_path: Path) -> None:
+    async def main() -> None:
+        app = FastAPI()
+        mount(app, platform(tmp_path), metrics=None)
+        async with served(app) as client:
+            assert (await client.get("/metrics")).status == 404
 
     asyncio.run(main())
 

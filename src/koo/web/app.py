@@ -29,7 +29,7 @@ from koo.web.door import Door, door_of
 from koo.web.edge import PROBES, Edge
 from koo.web.guest import Guest, receive_guest
 from koo.web.live import live_of
-from koo.web.metrics import metrics_router, told_to_siblings
+from koo.web.metrics import METRICS_PATH, metrics_router, told_to_siblings
 from koo.web.monitoring import monitoring_router
 from koo.web.negotiation import Gzip
 from koo.web.probes import probes_router
@@ -118,6 +118,7 @@ def mount(
     protect: bool = True,
     hosts: Iterable[str] = (),
     dashboard: str | None = PATH,
+    metrics: str | None = METRICS_PATH,
     name: str = "",
 ) -> None:
     """Add koo's routes to an existing application of FastAPI or Starlette. Call it before the application starts.
@@ -126,7 +127,8 @@ def mount(
     the rules of `koo.web.security` apply to koo's routes (and only to these), whatever the prefix. If False, your own
     middleware decides who is allowed. `hosts`: further names of your server, in addition to those in KOO_HOST,
     KOO_URL and KOO_PUBLIC_URL; "testserver" for a `TestClient`. `dashboard`: its path, "/" for your application's root;
-    None leaves it out. `name`: your application's name in the dashboard's header; the default is the `title` of a
+    None leaves it out. `metrics`: the path of the metrics for Prometheus, if your application has its own `/metrics`;
+    None leaves them out. `name`: your application's name in the dashboard's header; the default is the `title` of a
     FastAPI application. The platform opens before your application's own lifespan and closes after it. koo's errors
     that your routes raise become problems, unless you handle them.
     """
@@ -134,7 +136,7 @@ def mount(
     prefix, dashboard = prefix.rstrip("/"), dashboard and dashboard.rstrip("/")
     readiness = readiness_of(platform)
     host = app if isinstance(app, FastAPI) else FastAPI(openapi_url=None, redirect_slashes=False)
-    door = _include(host, platform, readiness, prefix, protect, hosts)
+    door = _include(host, platform, readiness, prefix, protect, hosts, metrics)
     host.state.koo_application = name or _title_of(app)
     if dashboard is not None:
         named = (host.state.koo_application, lambda: platform.options.environment)
@@ -165,6 +167,7 @@ def _include(
     prefix: str,
     protect: bool,
     hosts: Iterable[str],
+    metrics: str | None = METRICS_PATH,
 ) -> Door:
     app.state.koo_prefix, names = prefix, tuple(hosts)
     readiness.expects_start = True
@@ -176,14 +179,15 @@ def _include(
     app.include_router(ai_router(platform, protect=protect, hosts=names), prefix=prefix)
     app.include_router(session_router(door), prefix=prefix)
     app.include_router(runbook_router(door), prefix=prefix)
-    app.include_router(metrics_router(platform, door))
+    if metrics is not None:
+        app.include_router(metrics_router(platform, door, metrics))
     describe_access(
         app,
         lambda path: (
             protect
             and platform.options.token is not None
             and (
-                path == "/metrics"
+                path == metrics
                 or path.startswith((f"{prefix}/monitoring", f"{prefix}/ai", f"{prefix}/session"))
             )
         ),

@@ -22,6 +22,7 @@ from koo.workplace import parent_of_workers, worker_name
 
 T = TypeVar("T")
 
+METRICS_PATH = "/metrics"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = {"text/plain": {"schema": {"type": "string"}, "example": "koo_database_up 1.0\n"}}
 RESPONSES: dict[int | str, dict[str, Any]] = {200: {"content": TEXT}, **problems()}
@@ -100,11 +101,11 @@ def metrics_text(platform: Platform | None = None) -> bytes:
     return text_of(platform or koo.platform)
 
 
-def metrics_router(platform: Platform, door: Door) -> APIRouter:
-    """`/metrics` for one platform."""
+def metrics_router(platform: Platform, door: Door, path: str = METRICS_PATH) -> APIRouter:
+    """`/metrics`, or another path, for one platform."""
     router = make_router("", "probes", door)
 
-    @router.get("/metrics", summary="Numbers for Prometheus", response_class=Response, responses=RESPONSES)
+    @router.get(path, summary="Numbers for Prometheus", response_class=Response, responses=RESPONSES)
     async def metrics() -> Response:
         """Prometheus text, version 0.0.4."""
         return Response(await text_for_scrape(platform), media_type=METRICS_TYPE)
