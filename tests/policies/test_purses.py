@@ -254,18 +254,20 @@ def test_early_beats_do_not_use_up_a_callers_patience() -> None:
     assert held(waits).amount == 50
 
 
-def test_a_patient_caller_waits_as_long_as_running_calls_of_its_process_hold_money() -> None:
+@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["here", "elsewhere"])
+def test_a_patient_caller_waits_as_long_as_running_calls_hold_the_money(is_elsewhere: bool) -> None:
     """A long list must not be refused by its own calls while most of the budget is unspent."""
     party = Party(day=100)
     purses = party.process()
-    running = party.ask(purses, 90)
-    party.turn(purses)
+    busy = party.process() if is_elsewhere else purses
+    running = party.ask(busy, 90)
+    party.turn(busy)
     patient, impatient = party.ask(purses, 50), party.ask(purses, 50, patience=1)
     for _ in range(2 * PATIENCE):
-        party.turn(purses)
+        party.turn(busy, purses)
     assert impatient == [Refusal.NOT_MET] and patient == []
-    purses.settle(held(running), 10)
-    party.turn(purses)
+    busy.settle(held(running), 10)
+    party.turn(busy, purses)
     assert held(patient).amount == 50
 
 

@@ -158,7 +158,7 @@ class Waiter:
     """A call that found no room. `decided` is called once, with a hold or a refusal.
 
     `patience`: how many unmet beats it waits for before it is refused; with 1 it waits for one reply, which leaves no
-    time for a recall. With more, beats do not count while calls of this process hold money of the short budget.
+    time for a recall. With more, beats do not count while running calls hold money of the short budget.
     `unmet_at`: when the last unmet beat was counted. `short`: the budget that had no room, once a reply has named it.
     """
 

@@ -20,8 +20,12 @@ from koo.policies.treasury import Ask, Beat, Key, Limit, Met, Reply, period_at, 
 TRIP_S_MAX = 2.0
 """A store that takes longer than this to reply counts as unreachable, so longer trips need not be planned for."""
 PATIENCE = 3
-"""How many beats the need of a patient caller may go unmet while no call of its process holds money. A recall takes
-two, and one beat may have been on its way to the store when the caller arrived."""
+"""How many beats the need of a patient caller may go unmet while no call holds money. A recall takes two, and one beat
+may have been on its way to the store when the caller arrived."""
+
+Unmet = tuple[Met, int, Key | None, bool]
+"""Whether it can be met later, the first waiter's amount, the budget that is short, and whether running calls hold
+some of it."""
 
 
 class Purses:
@@ -383,29 +387,32 @@ class Purses:
         if self.waiting and not unmet and not answer.frozen:
             self._ring()
 
-    def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], tuple[Met, int, Key | None]]:
-        """The unmet requests by set of budgets, each with the first waiter's amount. Empty while the store is
-        frozen."""
+    def _unmet(self, answer: Reply) -> dict[tuple[Key, ...], Unmet]:
+        """The unmet requests by set of budgets. Empty while the store is frozen."""
         # A frozen store grants nothing to any process, which does not mean that nothing is left: no caller is refused.
         if answer.frozen:
             return {}
         asked = zip(self._groups_asked, answer.beat.asks, answer.met, answer.short, strict=False)
-        return {keys: (met, ask.amount, short) for keys, ask, met, short in asked if met is not Met.YES}
+        return {
+            keys: (met, ask.amount, short, short is not None and answer.standings[short].held > 0)
+            for keys, ask, met, short in asked
+            if met is not Met.YES
+        }
 
     def _verdict(
-        self, waiter: Waiter, unmet: tuple[Met, int, Key | None] | None, now: float, waited_at: float
+        self, waiter: Waiter, unmet: Unmet | None, now: float, waited_at: float
     ) -> Hold | Refusal | None:
         hold = self.hold(waiter.budgets, waiter.amount, now)
         if hold is not None or unmet is None:
             return hold
-        met, amount, waiter.short = unmet
+        met, amount, waiter.short, is_held = unmet
         if waiter.amount < amount:
             return None  # the reply is about a larger amount; a smaller one may still fit
         if met is Met.NEVER:
             return Refusal.NEVER
         # Running calls seldom cost as much as they hold, so a patient caller waits for them until its own deadline.
         # Otherwise a long list would be refused by its own calls, with most of the budget unspent.
-        if waiter.patience > 1 and waiter.short is not None and self.purses[waiter.short].held:
+        if waiter.patience > 1 and is_held:
             return None
         if waited_at - waiter.unmet_at >= self._beat_s:
             # An unmet beat counts at most once per beat's length. Other calls cause early beats, and three replies
