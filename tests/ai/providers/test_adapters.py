@@ -355,16 +355,21 @@ def test_valid_responses_of_many_shapes_are_read(vendor: str, body: bytes, text:
 
 BAD_BODIES = [
     b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
-    b"\xff\xfe\x00", b'{"model":7,"content":{},"status":[],"output":{},"choices":3}', b'{"choices":[]}',
+    b"\xff\xfe\x00", b'{"model":7,"content":{},"status":[],"output":{},"choices":3,"candidates":7}', b'{"choices":[]}',
+    b'{"model":"m","status":"completed","output":7}', b'{"candidates":[]}', b'{"candidates":null}',
+    b'{"promptFeedback":{}}', b'{"candidates":[{"content":{"parts":[{"text":null}]}}],"error":null}',
+    b'{"usageMetadata":{"promptTokenCount":"7"}}',
 ]  # fmt: skip
 
 
-@each_vendor
+@every_vendor
 @pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
 def test_an_unreadable_success_is_a_bad_answer(vendor: str, body: bytes) -> None:
     """Such a response may have been billed, so its hold is booked."""
     fault = failure(vendor, raw(body))
     assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
+    pieces, fault_too = pieces_of(vendor, raw(body))
+    assert text_of(pieces) == "" and fault_too is not None and fault_too.kind is Kind.BAD_ANSWER
 
 
 @every_vendor

@@ -422,26 +422,6 @@ def test_without_time_zone_data_the_wait_is_off_by_at_most_an_hour(monkeypatch: 
 
 # ── responses without an answer ───────────────────────────────────────────────────────────────────────────────────────
 
-BAD_BODIES = [
-    b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
-    b"\xff\xfe\x00", b'{"candidates":[]}', b'{"candidates":7}', b'{"candidates":null}', b'{"promptFeedback":{}}',
-    b'{"candidates":[{"content":{"parts":[{"text":null}]}}],"error":null}',
-    b'{"usageMetadata":{"promptTokenCount":"7"}}',
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
-def test_an_unreadable_success_is_a_bad_answer(body: bytes) -> None:
-    """Such a response may have been billed, so its hold is booked."""
-    fault = TALK.failure(raw(body))
-    assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
-
-
-@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
-def test_a_document_in_place_of_a_stream_is_a_bad_answer_too(body: bytes) -> None:
-    pieces, fault = TALK.pieces(raw(body))
-    assert text_of(pieces) == "" and fault is not None and fault.kind is Kind.BAD_ANSWER
-
 
 @pytest.mark.parametrize(
     ("body", "kind"),

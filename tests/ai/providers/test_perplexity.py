@@ -265,20 +265,6 @@ def test_the_wait_is_read_from_the_response(headers: dict[str, str], wait_s: flo
 
 # ── responses without an answer ───────────────────────────────────────────────────────────────────────────────────────
 
-BAD_BODIES = [
-    b"", b"   ", b"not json", b"{", b"null", b"7", b"[]", b"{}", b'"text"', b"[" * 100_000, b'{"a":' * 100_000,
-    b"\xff\xfe\x00", b'{"model":7,"status":[],"output":{}}', b'{"model":"m","status":"completed","output":7}',
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("body", BAD_BODIES, ids=range(len(BAD_BODIES)))
-def test_an_unreadable_success_is_a_bad_answer(body: bytes) -> None:
-    """Such a response may have been billed, so its hold is booked."""
-    fault = TALK.failure(raw(body))
-    assert fault.kind is Kind.BAD_ANSWER and fault_of(fault).billed is True
-    pieces, fault_too = TALK.pieces(raw(body))
-    assert pieces == [] and fault_too is not None and fault_too.kind is Kind.BAD_ANSWER
-
 
 USED = b',"usage":{"input_tokens":3,"output_tokens":0}'
 RUN = b'{"model":"m","output":[],"status":"%b","error":%b%b}'
