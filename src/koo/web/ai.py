@@ -179,7 +179,7 @@ def _add_resets(router: APIRouter, platform: Platform) -> None:
         **described(answers.ServicesReset, 413, 422),
     )
     async def reset_services(body: Annotated[bodies.ActBody | None, Body()] = None) -> Response:
-        """Resets each of them as above."""
+        """Resets each of them as `reset-errors` does."""
         await platform.open()
         said = body or bodies.ActBody()
         results = platform.reset_services(**said.who)
