@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 import time
 from contextlib import suppress
 from decimal import Decimal
@@ -124,6 +125,11 @@ async def record() -> dict[str, Any]:
                 answers = {name: await _ask(client, koo, *asked) for name, asked in ANSWERS.items()}
                 await _break(koo)
                 answers |= {name: await _ask(client, koo, *asked) for name, asked in AFTER_AN_OUTAGE.items()}
+            database = answers["DatabaseMonitoring"]["database_monitoring"]
+            if database["last_error"] or answers["DatabaseCheck"]["health_check_result"]["last_error"]:
+                sys.exit(
+                    "this machine is too busy: the example's own database failed, so nothing was recorded"
+                )
             answers["FleetStatus"] = _named(answers["FleetStatus"])
             shown = json.dumps(answers).replace(fake.base_url, "https://api.anthropic.com")
             shown = shown.replace(koo.parts.outbox.couriers[0].channel.place, "https://ops.example")
