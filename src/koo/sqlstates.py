@@ -265,7 +265,11 @@ def original_of(error: BaseException) -> BaseException:
         original = error
     # SQLAlchemy 2.0 wraps asyncpg's errors in its own, whose text begins with a class name and which have no severity.
     is_its_own = type(original).__module__.startswith("sqlalchemy.dialects.")
-    return original.__cause__ or original if is_its_own else original
+    original = original.__cause__ or original if is_its_own else original
+    # asyncpg's own error for a connection that ended in the middle of a statement. Its cause is what the server said.
+    if type(original).__name__ == "ConnectionDoesNotExistError" and hasattr(original.__cause__, "sqlstate"):
+        return original.__cause__ or original
+    return original
 
 
 def sqlstate_of(error: BaseException) -> str | None:

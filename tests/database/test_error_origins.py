@@ -13,6 +13,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import asyncpg
 import psycopg
 import pytest
 from sqlalchemy import text
@@ -26,7 +27,7 @@ from koo.errors import CommitOutcomeUnknown, DatabaseTimeout, DatabaseUnavailabl
 from koo.policies.breaker import CLOSED
 from koo.policies.verdict import FAILURE, NEUTRAL
 from koo.server_words import by_words
-from koo.sqlstates import AT_CONNECT, REPORTED, SQLSTATES, Meaning, by_code
+from koo.sqlstates import AT_CONNECT, LOST, REPORTED, SQLSTATES, Meaning, by_code
 from koo.testing.clock import StandingClock
 from koo.testing.postgres import PostgresServer
 from tests.database.conftest import Place
@@ -436,6 +437,17 @@ def test_a_pooler_that_ends_a_long_statement_or_transaction_is_not_a_broken_serv
     assert (meaning.kind, meaning.verdict, meaning.repeatable) == (Kind.TIMEOUT, NEUTRAL, False)
     assert meaning.drop is meaning.drop.ONE
     assert explain(ended, ScopeStage.COMMIT).unsure, "the server behind it may have committed"
+
+
+def test_asyncpgs_error_for_an_ended_connection_means_what_the_server_said() -> None:
+    """The text cannot be relied on: it is in the server's language."""
+    fields = {"V": "FATAL", "C": "25P04", "M": "Verbindung wird abgebrochen"}
+    said = asyncpg.PostgresError.new(fields)
+    ended = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
+    assert explain(DBAPIError(None, None, ended), lost=True) is LOST
+    ended.__cause__ = said
+    meaning = explain(DBAPIError(None, None, ended), lost=True)
+    assert (meaning.kind, meaning.verdict, meaning.repeatable) == (Kind.TIMEOUT, NEUTRAL, False)
 
 
 @pytest.mark.parametrize("stage", [ScopeStage.BODY, ScopeStage.COMMIT])
