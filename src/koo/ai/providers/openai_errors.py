@@ -157,12 +157,14 @@ class _Facts:
         """Whether the outermost document is an error."""
         # In a response with status 200, a `message` may be the model's answer. Read as an error's message, it could
         # contain "rate limit exceeded" and stop the service. So there has to be a field that only errors have.
-        if depth or not self.is_success or document.get("error"):
+        if depth or not self.is_success or document.get("error") or document.get("errors"):
             return True
+        if document.keys() == {"detail"}:
+            return True  # FastAPI
         failed = document.get("base_resp")
         if isinstance(failed, Mapping) and failed.get("status_code"):
             return True  # MiniMax
-        flat = "error" in (document.get("object"), document.get("type"))
+        flat = "error" in (document.get("object"), document.get("type"), document.get("status"))
         flat = flat or any(document.get(key, "") not in GOOD_CODES for key in _CODES)
         return flat and any(isinstance(document.get(key), str) for key in _MESSAGES)
 
