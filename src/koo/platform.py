@@ -18,10 +18,10 @@ import asyncio
 import threading
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from koo.ai.carried_stream import CarriedOperation, CarriedStream
-from koo.ai.decorator import Declaration, Declarations, Guarding
+from koo.ai.decorator import Declaration, Declarations, Guarding, GuardingInThread
 from koo.ai.operation_money import Money, OperationMoney
 from koo.ai.operation_stream import OperationStream, Terms
 from koo.ai.operations import execute
@@ -239,7 +239,11 @@ class Platform:
         declared = {name: self._declarations.options(name) for name in self._declarations}
         return {**declared, **self._registered}
 
-    def guarded(self, name: str, **options: Any) -> Guarding:
+    @overload
+    def guarded(self, name: str, *, in_thread: Literal[True], **options: Any) -> GuardingInThread: ...
+    @overload
+    def guarded(self, name: str, **options: Any) -> Guarding: ...
+    def guarded(self, name: str, **options: Any) -> Guarding | GuardingInThread:
         """A decorator: the function runs under the guard of `name`, which is registered with these options, if any.
 
         An `async def` is awaited as before, an asynchronous generator becomes an `OperationStream`, and a `def` blocks
@@ -272,8 +276,7 @@ class Platform:
         """
         try:
             if not self._residence.is_here() and (home := await self._residence.enter()) is not None:
-                guarded = self._execute_for(running_loop(), name, operation, args, kwargs)
-                return await carry(home, guarded)
+                return await carry(home, self._execute_for(running_loop(), name, operation, args, kwargs))
             service, money = self.parts.find_operation(name)
             if money.needs_prices:
                 await self.parts.load_prices(surely=True)

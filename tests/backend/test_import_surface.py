@@ -6,9 +6,10 @@ import asyncio
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from importlib import import_module
+from types import CoroutineType
 from typing import Any, assert_type
 
 import pytest
@@ -110,7 +111,24 @@ async def types_of_bound_names() -> None:
     async def move(session: AsyncSession, amount: int) -> str:
         return f"{session} {amount}"
 
-    assert_type(await move(3), str)
+    @koo.guarded("search")
+    async def search(words: str) -> int:
+        return len(words)
+
+    @koo.guarded("search", in_thread=True)
+    def blocking(words: str) -> int:
+        return len(words)
+
+    @koo.guarded("search")
+    async def found() -> AsyncIterator[int]:
+        yield 1
+
+    # A task group and an override of an `async def` need a coroutine, not any awaitable; pyright needs this very class.
+    assert_type(move(3), CoroutineType[Any, Any, str]).close()
+    assert_type(search("shoes"), CoroutineType[Any, Any, int]).close()
+    assert_type(blocking("shoes"), CoroutineType[Any, Any, int]).close()
+    assert_type(koo.guarded("search")(len)("shoes"), int)
+    assert_type([one async for one in found()], list[int])
 
 
 def test_importing_has_no_side_effects(

@@ -605,7 +605,11 @@ async def generator(session: AsyncSession) -> Any:
     yield session
 
 
-@pytest.mark.parametrize("wrong", [plain, generator, lambda session: session, 7])
+class Repository:
+    async def method(self, session: AsyncSession) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [plain, generator, lambda session: session, 7, Repository.method])
 def test_only_coroutine_functions_are_accepted(wrong: Any) -> None:
     transactional_with_retry = make_transactional(lambda: pytest.fail("not asked"))
     with pytest.raises(TypeError, match="async def"):

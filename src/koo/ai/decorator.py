@@ -16,7 +16,7 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from types import FunctionType
+from types import CoroutineType, FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from koo.ai.operation_stream import OperationStream
@@ -103,7 +103,7 @@ class Guarding:
     @overload
     def __call__(self, function: Callable[P, AsyncIterator[T]], /) -> Callable[P, OperationStream[T]]: ...
     @overload
-    def __call__(self, function: Callable[P, Awaitable[T]], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> Callable[P, CoroutineType[Any, Any, T]]: ...
     @overload
     def __call__(self, function: Callable[P, T], /) -> Callable[P, T]: ...
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
@@ -177,6 +177,15 @@ class Guarding:
                 raise
 
         return guarded
+
+
+class GuardingInThread(Protocol):
+    """The type of a decorator with `in_thread=True`: a `def` is awaited."""
+
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> Callable[P, CoroutineType[Any, Any, T]]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> Callable[P, CoroutineType[Any, Any, T]]: ...
 
 
 def _declared(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,7 +19,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from types import CoroutineType
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -238,7 +239,8 @@ class HasTransactions(Protocol):
 def make_transactional(
     get_database: Callable[[], HasTransactions],
 ) -> Callable[
-    ..., Callable[[Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, Awaitable[T]]]
+    ...,
+    Callable[[Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, CoroutineType[Any, Any, T]]],
 ]:
     """The decorator `transactional_with_retry(max_retries=..., readonly=..., isolation=...)` of a database.
 
@@ -248,7 +250,9 @@ def make_transactional(
 
     def transactional_with_retry(
         max_retries: int | None = None, *, readonly: bool = False, isolation: str | None = None
-    ) -> Callable[[Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    ) -> Callable[
+        [Callable[Concatenate[AsyncSession, P], Awaitable[T]]], Callable[P, CoroutineType[Any, Any, T]]
+    ]:
         """Make an `async def f(session, ...)` one transaction that koo may run again from the start.
 
             @transactional_with_retry(max_retries=5)
@@ -275,7 +279,9 @@ def make_transactional(
             return bare
         _check_repeats(max_retries)
 
-        def decorate(fn: Callable[Concatenate[AsyncSession, P], Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        def decorate(
+            fn: Callable[Concatenate[AsyncSession, P], Awaitable[T]],
+        ) -> Callable[P, CoroutineType[Any, Any, T]]:
             return _decorate(get_database, fn, max_retries, readonly, isolation)
 
         return decorate
@@ -289,9 +295,15 @@ def _decorate(
     max_retries: int | None,
     readonly: bool,
     isolation: str | None,
-) -> Callable[P, Awaitable[T]]:
+) -> Callable[P, CoroutineType[Any, Any, T]]:
     check_function(fn)
-    takes_key = "idempotency_key" in inspect.signature(fn).parameters
+    parameters = inspect.signature(fn).parameters
+    if next(iter(parameters), "") in ("self", "cls"):
+        raise TypeError(
+            f"{getattr(fn, '__qualname__', fn)!r} is a method, and would get the session as its `self`:"
+            " decorate an `async def f(session, ...)` that is defined inside the method, and await that"
+        )
+    takes_key = "idempotency_key" in parameters
 
     @functools.wraps(fn)
     async def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -304,7 +316,8 @@ def _decorate(
             operation=operation_of(key, fn, args, kwargs),
         )
 
-    return run
+    # mypy infers the base class `Coroutine` for an `async def`.
+    return cast("Callable[P, CoroutineType[Any, Any, T]]", run)
 
 
 def check_function(fn: Callable[..., Any]) -> None:
