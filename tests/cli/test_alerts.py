@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from koo.alert_acts import HOLDS_S_MAX
+from koo.cli.terminal import FOR_S_MAX
 from koo.cli.words import duration
 from koo.testing.providers import FakeAnthropic, error
 from tests.cli.running import Here, serving, settings_of
@@ -143,13 +145,14 @@ def test_a_test_message_reports_whether_it_was_accepted(here: Here, status: int,
 
 
 def test_an_invalid_argument_is_reported_in_one_sentence(here: Here) -> None:
+    assert FOR_S_MAX == HOLDS_S_MAX
     with serving(here.home) as (url, _):
         here.set({"KOO_URL": url})
         for arguments, said in (
             (("silence", "--reason", "x"), "name a component or a --kind"),
             (("silence", "database", "--reason", "x", "--for", "soon"), "--for is 'soon'; give a duration"),
             (("silence", "database"), "--reason"),
-            (("silence", "database", "--reason", "x", "--for", "900d"), "for_s"),
+            (("silence", "database", "--reason", "x", "--for", "900d"), "such as 10m, 2h or 1d, at most 30d"),
             (("ack", "nobody"), "no alert with that id"),
             (("ack", "../silences"), "is not an id"),
             (("unsilence", "nobody"), "no silence"),

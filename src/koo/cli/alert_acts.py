@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from koo.cli.client import act, ask, connect, who
 from koo.cli.tables import Column, put_table
-from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, run_async
-from koo.cli.words import duration, when
+from koo.cli.terminal import CommandFailed, Exit, for_s, progress, put, put_json, run_async
+from koo.cli.words import when
 from koo.monitoring.alert_shapes import Silences
 
 SILENCES = (
@@ -30,7 +30,7 @@ class Done(TypedDict):
 
 def acknowledge(alert: str, long: str | None, reason: str, url: str | None, *, as_json: bool) -> Exit:
     """Acknowledge an alert: no reminders for the duration `long`, or, without one, until the alert ends."""
-    body = {"by": who(), "note": reason} | ({} if long is None else {"for_s": _seconds(long)})
+    body = {"by": who(), "note": reason} | ({} if long is None else {"for_s": for_s(long)})
     return _act(url, f"/monitoring/alerts/{_id(alert)}/acknowledge", body, as_json)
 
 
@@ -49,7 +49,7 @@ def silence(
     body = {
         "component": component or "*",
         "kind": kind or "*",
-        "for_s": _seconds(long),
+        "for_s": for_s(long),
         "by": who(),
         "reason": reason,
     }
@@ -96,13 +96,6 @@ async def _delete(path: str, reason: str, url: str | None) -> Done:
     async with connect(url) as client:
         with progress(f"querying {client.url}"):
             return await client.delete(path, Done, {"by": who(), "reason": reason})
-
-
-def _seconds(long: str) -> float:
-    seconds = duration(long)
-    if seconds is None or seconds <= 0:
-        raise CommandFailed(f"--for is {long!r}; give a duration such as 2h, 30m or 1d", Exit.USAGE, "usage")
-    return seconds
 
 
 def _id(given: str) -> str:

@@ -10,9 +10,9 @@ from koo.cli.client import ServerClient, ask, connect, who
 from koo.cli.client import act as post
 from koo.cli.reasons import database_state, why_database, why_service
 from koo.cli.tables import Column, put_table
-from koo.cli.terminal import CommandFailed, Exit, progress, put, put_json, put_whole, run_async
+from koo.cli.terminal import CommandFailed, Exit, for_s, progress, put, put_json, put_whole, run_async
 from koo.cli.text import one_line
-from koo.cli.words import counted, duration, in_utc, latency, moment, seconds_of, span, when
+from koo.cli.words import counted, in_utc, latency, moment, seconds_of, span, when
 from koo.errors import name_of
 from koo.monitoring.incident_markdown import markdown_of
 from koo.monitoring.incident_shapes import Incident, IncidentCall, Incidents, OneIncident
@@ -97,7 +97,7 @@ def act(
     """Trip, reset or shadow one breaker, or all breakers of a service."""
     body: dict[str, Any] = {"by": who(), "reason": reason}
     if for_ is not None:
-        body["for_s"] = _seconds(for_)
+        body["for_s"] = for_s(for_)
     if off:
         body["off"] = True
     answer = run_async(post(url, f"/monitoring/breakers/{_path(name)}/{what}", Done, body))
@@ -218,13 +218,6 @@ def _call(call: IncidentCall) -> list[str]:
         status,
         call["sentence"],
     ]
-
-
-def _seconds(long: str) -> float:
-    seconds = duration(long)
-    if seconds is None or seconds <= 0:
-        raise CommandFailed(f"--for is {long!r}; give a duration such as 10m, 2h or 1d", Exit.USAGE, "usage")
-    return seconds
 
 
 def _path(name: str) -> str:

@@ -17,12 +17,15 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from koo.cli.text import json_text, name, one_line, shown
+from koo.cli.words import duration
 from koo.errors import CallerMistake, ConfigurationError, Kind, KooError
 
 T = TypeVar("T")
 
 PROGRESS_AFTER_S = 0.4
 SECONDS_AFTER_S = 2.0
+FOR_S_MAX = 30 * 86_400.0
+"""The longest `--for` that the server accepts."""
 
 
 class Exit(IntEnum):
@@ -46,6 +49,15 @@ class CommandFailed(Exception):
         super().__init__(sentence)
         self.code = code
         self.kind = kind
+
+
+def for_s(long: str) -> float:
+    """The seconds of `--for`. Raises `CommandFailed` for what is not a duration, or longer than the server accepts."""
+    seconds = duration(long)
+    if seconds is None or not 0 < seconds <= FOR_S_MAX:
+        sentence = f"--for is {long!r}; give a duration such as 10m, 2h or 1d, at most 30d"
+        raise CommandFailed(sentence, Exit.USAGE, "usage")
+    return seconds
 
 
 def code_of(error: KooError) -> Exit:
