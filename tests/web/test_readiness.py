@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 
 from koo import run
 from koo.errors import DatabaseUnavailable, KooError, ServiceRefused
+from koo.options import DatabaseOptions
 from koo.platform import Platform
 from koo.testing.postgres import PostgresServer
 from koo.testing.proxy import FaultProxy
@@ -54,6 +55,26 @@ def is_ready(readiness: Readiness) -> bool:
 def test_a_database_that_was_never_checked_is_not_ready(readiness: Readiness) -> None:
     with pytest.raises(DatabaseUnavailable, match="it has not been checked yet"):
         readiness.asked()
+
+
+def test_a_process_becomes_ready_when_its_sqlite_folder_can_be_created(tmp_path: Path) -> None:
+    """Nothing is sent to a process that is not ready, so no call would open the database. Until then the health says
+    why.
+    """
+    obstacle = tmp_path / "data"
+    obstacle.write_text("a file, where a volume will be mounted")
+    database = DatabaseOptions(url=f"sqlite:///{obstacle}/app.db")
+
+    async def main() -> None:
+        async with served(create_app(Platform(options(tmp_path, database=database)))) as client:
+            assert (await client.get("/readyz")).status == 503
+            health = (await client.get("/api/v1/monitoring/health")).body["database"]
+            assert not health["healthy"] and "folder cannot be created" in health["error"]
+            obstacle.unlink()
+            while (await client.get("/readyz")).status != 200:  # noqa: ASYNC110 - another task opens it
+                await asyncio.sleep(0.02)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_readiness_does_not_wait_for_a_state_store_that_hangs(

@@ -209,7 +209,7 @@ class Database(Generic[S_co]):
 
     # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _open(self) -> Connections:
+    def _open(self, is_check: bool = False) -> Connections:
         """The connections of the running loop. Raises `WrongLoop` on a second loop while the first still runs."""
         loop = running_loop()
         here = self.connections
@@ -223,7 +223,7 @@ class Database(Generic[S_co]):
         for other in (here.loop if here is not None else None, self._deadlines.loop):
             if other is not None and other is not loop and other.is_running():
                 raise WrongLoop(TWO_LOOPS)
-        return self._open_on(loop)
+        return self._open_on(loop, is_check)
 
     def forget_parent(self) -> None:
         """In a forked child: leave the connections, which are the parent's; closing them would end them there too."""
@@ -241,12 +241,16 @@ class Database(Generic[S_co]):
         self.gate.forget()
         self.guard.breaker.forget_running()
 
-    def _open_on(self, loop: asyncio.AbstractEventLoop) -> Connections:
+    def _open_on(self, loop: asyncio.AbstractEventLoop, is_check: bool) -> Connections:
         try:
             url = self._url if self._file is None else self._file.open()
         except OSError as error:
             refusal = DatabaseUnavailable(SERVICE, why_not_made(error), kind=Kind.NOT_FOUND)
-            self.news.note_refused(refusal)
+            if is_check:  # before the database is open there is no probe that could record it
+                self.guard.note_check(refusal)
+                self._note_look(Look(self.clock.wall(), 0.0, refusal, None, None))
+            else:
+                self.news.note_refused(refusal)
             raise refusal from error
         self._abandon()
         temporary = self._file is not None and self._file.temporary
@@ -407,7 +411,7 @@ class Database(Generic[S_co]):
         if home is not None:
             return await carry(home, self.health_check(max_age_s=max_age_s))
         try:
-            self._open()
+            self._open(is_check=True)
         except DatabaseUnavailable as error:
             return {**self.get_health(), "healthy": False, "error": error.reason}
         assert self._probe is not None

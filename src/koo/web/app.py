@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import koo
+from koo.database.database import Database
 from koo.errors import KooError
 from koo.platform import Platform
 from koo.web.ai import ai_router
@@ -42,6 +43,7 @@ from koo.web.spans import Application
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
 FIRST_LOOK_S = 0.5
+LOOK_AGAIN_S = 1.0
 """A healthy database responds within this time. Startup does not wait longer for one that is unavailable."""
 DESCRIPTION = (
     "The resilience layer of a service that depends on a database and on AI providers.\n\n"
@@ -214,7 +216,7 @@ async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[No
         # arrives. One that hangs must not delay startup: the server would be killed before it could report why it is
         # not ready.
         live = live_of(platform)
-        look = asyncio.create_task(platform.database.health_check(), name="koo first look")
+        look = asyncio.create_task(_look_first(platform.database), name="koo first look")
         try:
             await asyncio.wait({look}, timeout=FIRST_LOOK_S)
             readiness.begun, readiness.closing = True, False
@@ -223,6 +225,19 @@ async def _serving(platform: Platform, readiness: Readiness) -> AsyncIterator[No
             readiness.closing = True
             look.cancel()
             await asyncio.gather(look, live.close(), return_exceptions=True)
+
+
+async def _look_first(database: Database) -> None:
+    """Check the database until it has been opened. From then on it checks itself.
+
+    Without this, a process whose SQLite folder could not be created would stay not ready after the folder is there: no
+    traffic is sent to it, so no call opens the database.
+    """
+    while True:
+        await database.health_check()
+        if database.connections is not None:
+            return
+        await database.clock.sleep(LOOK_AGAIN_S)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
