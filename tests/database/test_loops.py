@@ -212,6 +212,30 @@ asyncio.run(main(database))
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr and "never" not in done.stderr
 
 
+def test_a_script_that_closes_its_loop_with_tasks_pending_ends_without_a_traceback(url: str) -> None:
+    script = f"""
+import asyncio
+from sqlalchemy import text
+from koo.database.database import Database
+from koo.options import DatabaseOptions
+
+async def main(database):
+    async with database.session_scope() as session:
+        print(await session.scalar(text("SELECT 1")))
+
+database = Database(DatabaseOptions(url={url!r}))
+for _ in range(2):
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main(database))
+    loop.close()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n1\n"), done.stderr
+    assert "Traceback" not in done.stderr and "never" not in done.stderr
+
+
 @pytest.mark.parametrize("warm", [True, False])
 def test_a_run_may_end_at_any_step_of_a_probe_and_a_scope(url: str, warm: bool) -> None:
     """The end of a run cancels every task at the same time, including those that are closing something."""

@@ -314,8 +314,13 @@ class Database(Generic[S_co]):
         try:
             await probe.run()
         finally:
+            # A script may close its loop without cancelling its tasks. Python then ends this one with `GeneratorExit`,
+            # and nothing can be awaited any more.
             if not connections.is_parents:
-                await self._close(connections, probe)
+                if connections.loop.is_closed():
+                    connections.records.abort_all()
+                else:
+                    await self._close(connections, probe)
 
     async def _close(self, connections: Connections, probe: ProbeDatabase) -> None:
         await probe.close()
