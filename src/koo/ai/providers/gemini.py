@@ -123,6 +123,8 @@ class _Reader(Reader):
             return CompletionChunk(usage=usage, error=error)
         # All fields have defaults, so any JSON object decodes. One without content is a keep-alive.
         if usage is None and told.candidate is None and told.stop_reason is None:
+            if told.error is NOTHING:
+                self._skip(data)
             return None
         text, thought = _text(told.candidate, thought=False), _text(told.candidate, thought=True)
         self._stops(told.stop_reason, text or thought)

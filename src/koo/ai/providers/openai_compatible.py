@@ -186,8 +186,8 @@ class _Reader(Reader):
         # A document with none of the format's fields decodes without an error, because all of them have defaults. It
         # may be a keep-alive or an error in a flat format.
         if choice is NO_CHOICE and told.usage is None and told.id is None and not is_something(told.error):
-            if told.error is NOTHING and (parsed := read_error(200, self.headers, data)).shaped:
-                raise self._error(parsed)  # an error in one of the flat formats
+            if told.error is NOTHING:
+                self._skip(data)
             return None
         reply = choice.delta or NO_REPLY
         text, thought = _text(reply), _thought(reply)

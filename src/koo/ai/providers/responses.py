@@ -232,7 +232,7 @@ class _Reader(Reader):
             case _:  # an `error` event, or an event without a name that may contain an error
                 parsed = read_error(200, self.headers, data)
                 if parsed.shaped and (
-                    name == "error" or is_something(told.error) or "message" in parsed.names
+                    name in ("error", "") or is_something(told.error) or "message" in parsed.names
                 ):
                     raise self._error(parsed)
                 return None

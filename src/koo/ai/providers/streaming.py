@@ -26,6 +26,7 @@ from koo.ai.providers.base import Completion, CompletionChunk, Request
 from koo.ai.providers.ends import OUTCOMES, failure_of, is_silent
 from koo.ai.providers.faults import ParsedError
 from koo.ai.providers.loose import NOT_JSON, Halves, fit, in_utf8, loads, whole_text
+from koo.ai.providers.openai_errors import read_error
 from koo.ai.providers.transport import UNREADABLE, Wire, complete_usage, estimate_usage, kind_of_document
 from koo.ai.types import Usage
 from koo.errors import ExternalServiceError
@@ -110,6 +111,10 @@ class Reader(ABC):
             return self._read_word(event.data)
         if isinstance(document, str) and _DONE.fullmatch(document):
             return self._done()
+        if isinstance(document, list) and len(document) == 1:
+            document = document[0]
+        if event.event == "error" and isinstance(document, str):
+            raise self._error(read_error(200, self.headers, event.data))
         if not isinstance(document, dict) or not document:
             return None
         # Proxies drop or rename `event:` lines, so the document's own type is the second source. An event without a
@@ -187,6 +192,12 @@ class Reader(ABC):
         """The part of a complete text that has not arrived in pieces; "" if the text contradicts the pieces."""
         seen = "".join(self._texts)
         return text[len(seen) :] if text.startswith(seen) else ""
+
+    def _skip(self, data: bytes) -> None:
+        """Skip a document with none of the format's fields. Raises `ExternalServiceError` if it is an error."""
+        parsed = read_error(200, self.headers, data)
+        if parsed.shaped:
+            raise self._error(parsed)
 
     def _error(self, parsed: ParsedError) -> ExternalServiceError:
         # An error as the first event is a refused request, which is not billed. After that the provider has read the
