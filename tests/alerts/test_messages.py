@@ -27,7 +27,7 @@ def notice(**changes: Any) -> Notice:
         "component": "ai:claude",
         "message": "claude cannot be called: the provider refused the key",
         "started_at": AT_S,
-        "data": {"refuses": "every call to claude", "next_attempt": None},
+        "data": {"refuses": "every call to claude", "next_attempt": None, "also": ["key_refused"]},
     }
     return Notice(**words | changes)
 
@@ -52,7 +52,7 @@ def test_a_message_about_a_firing_alert_is_complete() -> None:
     assert lines[6] == "What to do"
     book = runbook("service_down")
     assert book is not None
-    assert " ".join(lines[7:-4]) == " ".join(book.advice_for("ai:claude").split())
+    assert " ".join(lines[7:-4]) == " ".join(book.advice_for("ai:claude", ["key_refused"]).split())
     assert "run koo reset claude if the old key works again" in " ".join(lines)
     assert lines[-3:] == [
         "Look at:  https://koo.example/dashboard/#ai:claude",
@@ -60,6 +60,21 @@ def test_a_message_about_a_firing_alert_is_complete() -> None:
         "From:     https://koo.example",
     ]
     assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize(
+    ("also", "first"),
+    [
+        (["key_refused"], "If the provider refused the key"),
+        (["circuit_open"], "If its breaker opened"),
+        (None, "If its breaker opened"),
+    ],
+)
+def test_the_advice_begins_with_the_cause_of_this_alert(also: list[str] | None, first: str) -> None:
+    message = compose("k", [notice(data={"also": also})], LINKED)
+    assert f"What to do\n{first}" in message.text
+    assert message.document["alerts"][0]["advice"].startswith(first)
+    assert "refused the key" in message.text.partition("What to do")[2], "the rest follows"
 
 
 def test_a_resolved_message_contains_the_duration_and_no_advice() -> None:

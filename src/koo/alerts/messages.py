@@ -110,8 +110,13 @@ def _text_of_one(notice: Notice, sender: Sender) -> str:
         if refuses := _refuses(notice, book):
             lines.append(f"Refuses:  {refuses}")
         if book is not None:
-            lines += ["", "What to do", *_wrapped(book.advice_for(plain(notice.component)))]
+            lines += ["", "What to do", *_wrapped(_advice(notice, book))]
     return "\n".join([*lines, "", *_where(notice, sender), f"From:     {sender.name}"])
+
+
+def _advice(notice: Notice, book: Runbook) -> str:
+    also = notice.data.get("also")
+    return book.advice_for(plain(notice.component), also if isinstance(also, list) else ())
 
 
 def _wrapped(advice: str) -> Iterator[str]:
@@ -214,7 +219,7 @@ def _alert(notice: Notice, sender: Sender) -> dict[str, Any]:
         "ended_at": iso(ended_at),
         "lasted_s": None if ended_at is None else max(0.0, ended_at - notice.started_at),
         "refuses": _refuses(notice, book),
-        "advice": book.advice_for(plain(notice.component)) if book is not None else "",
+        "advice": _advice(notice, book) if book is not None else "",
         "dashboard_url": sender.link(_card_path(notice)),
         "runbook_url": sender.link(runbook_path(notice.kind)),
         "data": _harmless(notice.data),

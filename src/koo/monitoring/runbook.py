@@ -7,7 +7,7 @@ They are written once, in `docs/alerts.md`, and `make docs` copies them into `ru
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -35,11 +35,17 @@ class Runbook:
     ends: str
     advice: str
 
-    def advice_for(self, component: str) -> str:
-        """The advice for one component: a command names its service, so that it can be pasted."""
+    def advice_for(self, component: str, also: Sequence[str] = ()) -> str:
+        """The advice for one alert: a command names its service, so that it can be pasted. `also`: the alert's
+        `data.also`."""
+        advice = self.advice
+        if self.kind == "service_down" and not any(kind.endswith("key_refused") for kind in also):
+            # Its first paragraph is about a refused key: the page leaves it out then, and a message puts it last.
+            of_key, *others = advice.split("\n\n")
+            advice = "\n\n".join([*others, of_key])
         if not component.startswith("ai:"):
-            return self.advice
-        return self.advice.replace("koo reset SERVICE", f"koo reset {component[3:].partition('/')[0]}")
+            return advice
+        return advice.replace("koo reset SERVICE", f"koo reset {component[3:].partition('/')[0]}")
 
     @property
     def anchor(self) -> str:
