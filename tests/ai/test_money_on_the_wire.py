@@ -7,7 +7,6 @@ import contextlib
 import socket
 import struct
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from koo import Platform, PlatformOptions, Query, RetryOptions, ServiceOptions
 from koo.errors import ExternalServiceError, Kind
 from koo.http.connector import STALE_S_MAX
+from tests.http.test_client import Talk, read_request, serving
 
 ANSWER = (
     b'{"id":"1","model":"m","choices":[{"message":{"content":"ok"},"finish_reason":"stop"}],'
@@ -26,30 +26,6 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r
     ANSWER,
 )
 BILL = (3 * Decimal(1000) + 1 * Decimal(1000)) / 1_000_000
-Talk = Callable[[StreamReader, StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def serving(talk: Talk) -> AsyncIterator[int]:
-    """A server that runs `talk` for each connection; yields its port."""
-
-    async def serve(reader: StreamReader, writer: StreamWriter) -> None:
-        try:
-            await talk(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-
-
-async def read_request(reader: StreamReader) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
-    (length,) = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
-    await reader.readexactly(int(length.split(b":")[1]))
 
 
 def reset(writer: StreamWriter) -> None:
@@ -59,9 +35,9 @@ def reset(writer: StreamWriter) -> None:
     writer.transport.abort()
 
 
-def options(home: Path, port: int) -> PlatformOptions:
+def options(home: Path, url: str) -> PlatformOptions:
     service = ServiceOptions(
-        name="lab", kind="openai_compatible", model="m", base_url=f"http://127.0.0.1:{port}/v1", declared=True,
+        name="lab", kind="openai_compatible", model="m", base_url=f"{url}/v1", declared=True,
         api_key="k", input_price=Decimal(1000), output_price=Decimal(1000), daily_budget_usd=Decimal(1000),
         retry=RetryOptions(attempts_max=1),
     )  # fmt: skip
@@ -73,7 +49,7 @@ async def spent(
 ) -> tuple[Decimal, Decimal, list[ExternalServiceError]]:
     """The amounts booked and held after a number of queries to a server, and the errors of the queries."""
     errors = []
-    async with serving(talk) as port, Platform(options(home, port)) as platform:
+    async with serving(talk) as url, Platform(options(home, url)) as platform:
         for _ in range(questions):
             try:
                 await platform.query(Query(service="lab", prompt="Hi", max_tokens=10))
@@ -98,7 +74,7 @@ def test_a_kept_connection_that_was_already_closed_is_not_a_failure(tmp_path: Pa
             reset(writer)
 
     async def main() -> None:
-        async with serving(talk) as port, Platform(options(tmp_path, port)) as platform:
+        async with serving(talk) as url, Platform(options(tmp_path, url)) as platform:
             for _ in range(3):
                 assert (await platform.query(Query(service="lab", prompt="Hi", max_tokens=10))).attempts == 1
             health = platform.service_health("lab")
@@ -127,7 +103,7 @@ def test_after_a_restart_all_kept_connections_are_given_up(tmp_path: Path) -> No
             reset(writer)
 
     async def main() -> None:
-        async with serving(talk) as port, Platform(options(tmp_path, port)) as platform:
+        async with serving(talk) as url, Platform(options(tmp_path, url)) as platform:
             query = Query(service="lab", prompt="Hi", max_tokens=10)
             await asyncio.gather(*(platform.query(query) for _ in range(together)))
             assert (await platform.query(query)).attempts == 1
@@ -211,7 +187,7 @@ def test_a_query_that_is_cancelled_while_it_connects_costs_nothing(
                 caller.connect(full.getsockname())
             callers.append(caller)
         try:
-            async with Platform(options(tmp_path, full.getsockname()[1])) as platform:
+            async with Platform(options(tmp_path, f"http://127.0.0.1:{full.getsockname()[1]}")) as platform:
                 query = Query(service="lab", prompt="Hi", timeout_s=0.3 if way == "deadline" else None)
                 stream = platform.stream(query)
                 task = asyncio.ensure_future(anext(stream) if streamed else platform.query(query))
@@ -241,7 +217,7 @@ def test_a_query_that_is_cancelled_after_it_was_sent_is_booked_at_its_hold(
             arrived.set()
             await reader.read()
 
-        async with serving(talk) as port, Platform(options(tmp_path, port)) as platform:
+        async with serving(talk) as url, Platform(options(tmp_path, url)) as platform:
             query = Query(service="lab", prompt="Hi", max_tokens=10)
             stream = platform.stream(query)
             task = asyncio.ensure_future(anext(stream) if streamed else platform.query(query))

@@ -165,14 +165,6 @@ def test_an_sdks_own_timeout_may_have_been_billed(by: Any) -> None:
     assert fault.kind is Kind.TIMEOUT and fault.billed
 
 
-@pytest.mark.parametrize("by", [by_anthropic, by_openai])
-def test_a_refused_connection_was_not_billed(by: Any) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        fault = fault_of(by(nothing(), base_url=f"http://127.0.0.1:{taken.getsockname()[1]}"))
-    assert fault.kind is Kind.CONNECTION and not fault.billed and fault.reach == "service"
-
-
 def test_a_cut_stream_raises_the_http_librarys_error() -> None:
     fault = fault_of(by_anthropic(stream(["Par", "is"], cut_after=1), streamed=True))
     assert fault.kind is Kind.CONNECTION and fault.billed

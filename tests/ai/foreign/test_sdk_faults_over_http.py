@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -18,7 +17,7 @@ from koo.ai.foreign.vendors import classify_sdk
 from koo.ai.sdk_retries import own_retries
 from koo.errors import ExternalServiceError, Kind
 from koo.policies.treatment import classify_error
-from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED, Fault
+from koo.policies.verdict import FAILURE, NEUTRAL, THROTTLED
 from koo.testing.providers import (
     FakeGemini,
     FakePerplexity,
@@ -31,6 +30,7 @@ from koo.testing.providers import (
     raw,
     stream,
 )
+from tests.ai.foreign.test_sdk_faults import by_anthropic, by_openai, fault_of, raised
 
 FLASH, SONAR = "gemini-3.8-flash", "perplexity/sonar"
 INVALID, EXHAUSTED = "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"
@@ -40,17 +40,6 @@ PER_DAY, PER_MINUTE = (
 
 # google-genai subclasses one of aiohttp's classes if aiohttp is installed, and aiohttp warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")
-
-
-def raised(call: Callable[[], Awaitable[Any]]) -> Exception:
-    async def main() -> Exception:
-        try:
-            await call()
-        except Exception as fault:
-            return fault
-        raise AssertionError("nothing was raised")
-
-    return asyncio.run(main())
 
 
 async def google(client: Any, *, streamed: bool) -> None:
@@ -106,13 +95,6 @@ def by_perplexity(step: Any, *, streamed: bool = False, **options: Any) -> Excep
 
 BY_GOOGLE = [by_google_over_httpx2, by_google_over_aiohttp]
 EVERYONE = [*BY_GOOGLE, by_perplexity]
-
-
-def fault_of(exception: Exception, service: str = "svc") -> Fault:
-    fault = classify_sdk(exception, service)
-    assert fault is not None and isinstance(fault.error, ExternalServiceError)
-    assert fault.error.service == service and fault.error.kind is fault.kind
-    return fault
 
 
 GOOGLE_ROWS = [
@@ -204,7 +186,7 @@ def test_googles_timeout_over_aiohttp_has_no_separate_class_but_the_same_kind() 
     assert fault.kind is Kind.TIMEOUT and fault.billed
 
 
-@pytest.mark.parametrize("by", EVERYONE)
+@pytest.mark.parametrize("by", [by_anthropic, by_openai, *EVERYONE])
 def test_a_refused_connection_was_not_billed(by: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
