@@ -517,6 +517,15 @@ ROWS: tuple[Oddity, ...] = (
         Kind.BILLING,
         HOLDS_BACK,
     ),
+    refusal(
+        "an empty account, as an event",
+        "DashScope",
+        400,
+        'id:1\nevent:error\n:HTTP_STATUS/400\ndata:{"code":"Arrearage","message":"Access denied."}\n\n',
+        Kind.BILLING,
+        HOLDS_BACK,
+        streamed=True,
+    ),
     # ── a quota or a budget ──
     refusal(
         "a gateway's own budget, as a 400",
@@ -1114,6 +1123,58 @@ ROWS: tuple[Oddity, ...] = (
         "DeepSeek",
         400,
         openai_error("Invalid max_tokens value, the valid range of max_tokens is [1, 50]", INVALID),
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
+    ),
+    refusal(
+        "a max_tokens that is too large, in the name of a parameter",
+        "gateways in front of Xiaomi",
+        400,
+        {
+            "error": {
+                "message": "Param Incorrect",
+                "type": "upstream_error",
+                "param": "max_tokens is too large: 100. This model supports at most 50 completion tokens.",
+                "code": "400",
+            }
+        },
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
+    ),
+    refusal(
+        "a max_tokens outside of an interval",
+        "MiniMax",
+        400,
+        openai_error("field MaxTokens invalid, should be in [1, 50]", INVALID, "3"),
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
+    ),
+    refusal(
+        "a max_tokens that is not between two numbers",
+        "Novita",
+        400,
+        {
+            "code": 400,
+            "reason": "INVALID_REQUEST_BODY",
+            "message": "max_tokens (current value: 100) must be between 0 and 50",
+        },
+        Kind.INVALID_REQUEST,
+        ANEW,
+        requests=2,
+    ),
+    refusal(
+        "a max_tokens above an expected value",
+        "Volcengine",
+        400,
+        openai_error(
+            "The parameter max_tokens specified in the request is not valid: integer above maximum value, expected a "
+            "value <= 50, but got 100 instead.",
+            "BadRequest",
+            "InvalidParameter",
+        ),
         Kind.INVALID_REQUEST,
         ANEW,
         requests=2,

@@ -93,6 +93,13 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
         ("too many tokens: max tokens must be less than or equal to 2048", 2048),
         ("max_tokens (4096) cannot exceed 2048", 2048),
         ("max_completion_tokens is too large: 4096. Maximum value is 2048", 2048),
+        ("max_tokens参数非法：限制范围[1,2048]", 2048),
+        ("field MaxTokens invalid, should be in [1, 2048]", 2048),
+        ("max_tokens (current value: 4096) must be between 0 and 2,048 ", 2048),
+        (
+            "The parameter max_tokens specified in the request is not valid: expected a value <= 2048, but got 4096",
+            2048,
+        ),
         # Nothing helps if the prompt alone does not fit, or if there are no numbers.
         (
             "This model's maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.",

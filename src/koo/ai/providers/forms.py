@@ -279,6 +279,7 @@ _OUTPUT = _any(
     r"tokens?:? \d+ > #",
     rf"max(?:imum)?[_ ](?:\w+[_ ])?tokens\b.{{0,40}}?{_AT_MOST}\s*#",
     r"range .{0,30}\[\d+, ?#\]",
+    r"max_?tokens(?![a-z]).{0,90}?(?:[\[(]\d+, ?#\]|between \d+ and #|expected a value <= #)",
     r"model limit of #",
     r"max(?:imum)? (?:output|completion|new) tokens\D{0,30}#",
 )
@@ -286,7 +287,9 @@ _BELOW = _any(r"(?:lower|less|smaller) than (?!or equal)#", r"to # \(exclusive\)
 
 
 def _room(parsed: ParsedError, asked: int) -> _Room:
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", " ".join((parsed.message, *parsed.outer))[:MESSAGE_MAX].lower())
+    text = re.sub(
+        r"(?<=\d),(?=\d{3}(?!\d))", "", " ".join((parsed.message, *parsed.outer))[:MESSAGE_MAX].lower()
+    )
     text = re.sub("[`'\"]", "", text)
     context = parsed.counts.get("context_tokens") or _first(_CONTEXT, text)
     if context is not None:

@@ -76,6 +76,8 @@ _COUNTS = {"n_prompt_tokens": "prompt_tokens", "n_ctx": "context_tokens"}
 _REQUEST_IDS = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 _PHRASES = frozenset(status.phrase for status in HTTPStatus)
 """The standard phrases for statuses, which add nothing to the status."""
+_EVENT = re.compile(r"(?:(?:id|event|retry)?:.*\n)*data:(.*)")
+"""The refusal of a streamed request as an event, as some servers send it."""
 _PAGE = re.compile(r"\s*<[a-zA-Z!?]")
 _FIRST_NAME = re.compile(r"[`'\"]?([a-z_]+)[`'\":]")
 
@@ -182,7 +184,11 @@ class _Facts:
         for key, value in islice(error.items(), FIELDS_MAX):
             self._take_wait(key, value)
         self.request_id = self.request_id or _text(error.get("request_id"))
-        self.param = _text(error.get("param")) or _last_place(error.get("loc")) or self.param
+        param = _text(error.get("param")) or _last_place(error.get("loc"))
+        if param is not None and " " in param:  # some gateways put the vendor's sentence here
+            self._take_message(param, depth)
+        else:
+            self.param = param or self.param
         for key in _MESSAGES:
             # Some gateways put a whole HTML page into `message`. It says nothing, and would make the error `shaped`.
             if isinstance(said := error.get(key), str) and said and not _PAGE.match(said):
@@ -285,6 +291,9 @@ def _inside(said: str) -> object:
 
     JSON later in a sentence is ignored, because it may be a quoted prompt.
     """
+    event = _EVENT.match(said)
+    if event is not None:
+        return document_of(event[1].encode())
     head = head_of(said[:MESSAGE_MAX])
     if not head.startswith(("{", "b'{", 'b"{', "[{")):
         return None
