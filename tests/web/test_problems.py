@@ -252,6 +252,8 @@ BROKEN: list[tuple[bytes, str]] = [
     (b"", "body: is missing"),
     (b"{", "the body: is not JSON"),
     (b'{"prompt": "' + SECRET.encode(), "the body: is not JSON"),
+    (b'["claude"]', "the body: must be a JSON object"),
+    (b'{"service": "claude", "prompt": "x", "metadata": []}', "metadata: must be a JSON object"),
     (b"\xff\xfe\x00", "cannot be read"),
     (b"[" * 100_000, "cannot be read"),
     (b'{"service":' * 50_000, "cannot be read"),
@@ -260,7 +262,9 @@ BROKEN: list[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("body", "detail"), BROKEN, ids=["none", "half", "string", "bytes", "list", "dict", "number"]
+    ("body", "detail"),
+    BROKEN,
+    ids=["none", "half", "string", "no object", "field", "bytes", "list", "dict", "number"],
 )
 def test_a_body_that_cannot_be_read_is_a_422(tmp_path: Path, body: bytes, detail: str) -> None:
     async def work(client: Client, fake: FakeAnthropic) -> None:

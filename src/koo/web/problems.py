@@ -106,6 +106,8 @@ WORDS: dict[str, str] = {
     "json_invalid": "is not JSON",
     "missing": "is missing",
     "extra_forbidden": "is unknown",
+    "model_attributes_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
 }
 """koo's own messages in place of pydantic's where those would puzzle a reader who does not know pydantic."""
 PATH_MAX = 200
