@@ -19,6 +19,7 @@ from koo.passage import Passage
 from koo.policies.permit import Permit
 from koo.policies.verdict import CANCELLED, FAILURE, NEUTRAL, UNJUDGED, Classify, Fault
 
+CHAIN_MAX = 16
 OVERDUE = Fault(
     verdict=NEUTRAL,
     kind=Kind.DEADLINE,
@@ -60,9 +61,11 @@ def fault_of_time(
         # A caller's own `asyncio.timeout` often ends at the same moment as koo's, and its timer may run first. Then the
         # task sees the caller's cancellation and koo's alarm never expires, but the call was just as late. If only the
         # cancellation counted, a backend that hangs for such callers would never count as failed or slow.
-        if isinstance(error, CancelledError) and now >= alarm.when:
+        if not _is_from_cancellation(error, alarm):
+            return None
+        if now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
-        return None
+        return CANCELLED
     # An attempt that reached its own timeout or lease may be repeated. At the deadline no time is left.
     if not whole:
         late = timeout(name, "no response within the attempt timeout", kind=Kind.TIMEOUT)
@@ -72,6 +75,27 @@ def fault_of_time(
         return Fault(verdict=FAILURE, kind=Kind.TIMEOUT, error=late)
     late = timeout(name, "the deadline passed before a response arrived", kind=Kind.DEADLINE)
     return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
+
+
+def _is_from_cancellation(error: BaseException, alarm: Alarm) -> bool:
+    """Whether an attempt ended because its caller cancelled it. Never raises."""
+    if isinstance(error, CancelledError):
+        return True
+    # Clients often raise an error of their own when they are cancelled ("connection lost"). As failures, five callers
+    # that leave would open the breaker. `is_cancelled` alone proves nothing: up to Python 3.12 a task group that fails
+    # leaves its cancellation behind.
+    return alarm.is_cancelled() and _follows_cancellation(error)
+
+
+def _follows_cancellation(error: BaseException | None) -> bool:
+    try:
+        for _ in range(CHAIN_MAX):
+            if error is None or isinstance(error, CancelledError):
+                break
+            error = error.__context__ if error.__cause__ is None else error.__cause__
+        return isinstance(error, CancelledError)
+    except Exception:  # noqa: BLE001 - any attribute of an application's error may raise
+        return False
 
 
 def judge(classify: Classify, error: BaseException) -> Fault:

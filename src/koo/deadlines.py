@@ -161,7 +161,8 @@ class Alarm(Block):
     """`with Alarm(registry, when) as alarm:` ends the block with TimeoutError at `when`.
 
     `when` is in monotonic seconds of the loop. Inside the block `ends_at` is the alarm's time, if that is earlier than
-    the deadline outside. Afterwards `alarm.expired` says whether the TimeoutError was this alarm's.
+    the deadline outside. Afterwards `alarm.expired` says whether this alarm ended it, with its own TimeoutError or with
+    an error that the block raised instead.
     """
 
     __slots__ = ("_cancelling", "_registry", "_token", "expired", "members", "task", "timer", "when")
@@ -187,14 +188,14 @@ class Alarm(Block):
         if task is None:
             raise RuntimeError("a deadline needs a running task")
         self.task = task
+        # How many cancellations are pending now, before this alarm's own can be among them; see `_leave_expired`.
+        self._cancelling = task.cancelling()
         registry = self._registry
         members = registry.grains.get(self.when // GRAIN_S) if loop is registry.loop else None
         if members is None:
             members = registry.open(loop, self)
         members.add(self)
         self.members = members
-        # How many cancellations are pending now, before this alarm's own can be among them; see `_leave_expired`.
-        self._cancelling = task.cancelling()
         outer, when = block.get(), self.when
         if when < outer.until or (outer.until == OVER and when < ends_at.get()):
             self.outer, self.until = outer, when
@@ -226,6 +227,14 @@ class Alarm(Block):
         self.expired = True
         self.task.cancel()
 
+    def is_cancelled(self) -> bool:
+        """Whether the task has been cancelled since the block began, except by this alarm."""
+        try:
+            task = current_task()
+        except RuntimeError:  # no loop is running
+            return False
+        return task is not None and task.cancelling() > self._cancelling
+
     def reason(self) -> str:
         """The message of the TimeoutError."""
         return "the deadline passed"
@@ -239,7 +248,9 @@ class Alarm(Block):
         del self.task
         if ours and kind is not None and issubclass(kind, CancelledError):
             raise TimeoutError(self.reason()) from error
-        self.expired = False  # the caller's cancellation, or the block ended in time after all
+        # An operation that raises an error of its own when it is cancelled has run out of time all the same. Otherwise
+        # this was the caller's cancellation, or the block ended in time after all.
+        self.expired = ours and kind is not None and issubclass(kind, Exception)
 
 
 class Lasting(Alarm):

@@ -14,11 +14,11 @@ import pytest
 
 from koo.clock import SYSTEM_CLOCK
 from koo.deadlines import ends_at
-from koo.errors import Kind
+from koo.errors import Kind, KooError
 from koo.guard import Guard
 from koo.options import BreakerOptions
 from koo.policies.breaker import CLOSED, HALF_OPEN
-from koo.policies.verdict import NEUTRAL
+from koo.policies.verdict import FAILURE, NEUTRAL
 from koo.testing.clock import virtual_loop
 from tests.guard.support import (
     Script,
@@ -277,6 +277,63 @@ def test_cancelled_calls_neither_open_nor_close_the_breaker() -> None:
             await error_of(task)
         assert guard.breaker.phase is CLOSED and guard.breaker.window.calls == 0
         assert guard.tally.totals().verdicts == [0, 0, 100, 0] and nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+async def lost_if_cancelled() -> None:
+    """Like clients that report their cancellation as an error of their own."""
+    try:
+        await hang()
+    except asyncio.CancelledError:
+        raise ConnectionError("the connection was closed") from None
+
+
+def test_a_cancellation_that_the_operation_reports_as_its_own_error_is_not_a_failure() -> None:
+    async def main() -> None:
+        guard = make_guard(attempts=3)
+        for _ in range(10):
+            task = asyncio.create_task(guard.call(lost_if_cancelled))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            assert isinstance(await error_of(task), ConnectionError), "unchanged, and not repeated"
+        assert guard.breaker.phase is CLOSED and guard.tally.totals().verdicts == [0, 0, 10, 0]
+        assert nothing_is_taken(guard)
+
+    run_virtual(main)
+
+
+def test_a_failed_task_group_is_a_failure_although_it_cancels_its_own_task() -> None:
+    """Up to Python 3.12 `cancelling()` of that task stays above zero."""
+
+    async def lose_both() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            group.create_task(hang())
+
+    async def main() -> None:
+        guard = make_guard()
+        assert isinstance(await error_of(guard.call(lose_both)), ExceptionGroup)
+        assert guard.tally.totals().verdicts[FAILURE] == 1
+
+    run_virtual(main)
+
+
+def test_an_operation_that_reports_its_timeout_as_its_own_error_has_timed_out() -> None:
+    """Its cleanup may raise anything: as the caller's mistake, a host that hangs would never open the breaker."""
+
+    async def mistaken_if_cancelled() -> None:
+        try:
+            await hang()
+        finally:
+            raise ValueError("the cleanup failed")
+
+    async def main() -> None:
+        guard = make_guard()
+        error = await error_of(guard.call(mistaken_if_cancelled))
+        assert isinstance(error, KooError) and error.kind is Kind.TIMEOUT
+        assert isinstance(error.__cause__, ValueError)
+        assert guard.tally.totals().verdicts[FAILURE] == 1 and nothing_is_taken(guard)
 
     run_virtual(main)
 
