@@ -107,6 +107,7 @@ def test_an_outage_has_the_same_numbers_everywhere(here: Here) -> None:
             koo.run(step(platform))
             _compare(Told(beside.url, here))
         koo.run(platform.close())
+    clock.release()  # the background loop remains, and the next test reads its time
 
 
 def _compare(told: Told) -> None:
