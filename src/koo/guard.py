@@ -449,7 +449,8 @@ class Guard:
     def _fail(self, passage: Passage, permit: Permit, error: BaseException, alarm: Alarm) -> float | None:
         """Settle a failed attempt; returns the pause before the next one, or raises the real error now.
 
-        None: the next attempt is not a repeat but the same call in another form, made immediately and without a token.
+        None: the next attempt is not a repeat, because this one was not made, or is the same call in another form. It
+        enters immediately and without a token.
         """
         timeout, now = self.gates.family.timeout, self._monotonic()
         fault = fault_of_time(self.name, timeout, error, alarm, passage, now) or self.judge(error)
@@ -457,7 +458,7 @@ class Guard:
         # another probe its slot in the breaker. Whether to repeat is decided afterwards, because this very failure may
         # have opened the breaker or begun a cooldown.
         self.leave(passage, permit, fault)
-        if fault.anew and passage.anew < ANEW_MAX:
+        if fault.unmade or (fault.anew and passage.anew < ANEW_MAX):
             passage.anew += 1
             return None
         now, pause, why_not = self._monotonic(), None, ""

@@ -7,11 +7,13 @@ import sys
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from koo.database.database import Database
 from koo.database.pool_queue import PoolQueue
 from koo.deadlines import Deadline
 from koo.errors import DatabaseUnavailable, Kind, PoolSaturated
+from koo.options import RetryOptions
 from koo.policies.verdict import FAILURE
 from koo.testing.clock import StandingClock
 from koo.testing.polling import until
@@ -261,6 +263,35 @@ def test_a_refusal_of_a_pool_that_the_server_limits_says_so() -> None:
         return queue.explain(PoolSaturated("database", ""), 2.0, 0.1).reason
 
     assert asyncio.run(main()) == "all 2 connections are in use; the server has no more for this pool"
-    queue.widen(1.5 + 4.0)
-    assert queue.cap == queue.limit, "the pool tries again to grow, twice as far each second"
+    queue.widen(1.5 + 1.0)
+    assert queue.cap == 3, "one caller finds out whether the server has more"
+    queue.widen(1.5 + 5.0)
+    assert queue.cap == queue.limit, "the pool grows, twice as far each second"
     assert "server" not in asyncio.run(main())
+    assert not queue.shrink(29, 7.0), (
+        "the same shortage is reported once, however close the pool is to its limit"
+    )
+
+
+def test_a_caller_for_which_no_scope_will_return_a_connection_meets_a_failure(pg: Place) -> None:
+    """Its wait in the queue would not end when the connection becomes free: it is in use outside of the scopes."""
+    pg.server.sql("DROP ROLE IF EXISTS alone")
+    pg.server.sql("CREATE ROLE alone LOGIN PASSWORD 'koo-test' CONNECTION LIMIT 1")
+
+    async def main() -> None:
+        async with opened(
+            pg.url.replace("postgres:koo-test@", "alone:koo-test@"), retry=RetryOptions(attempts_max=1)
+        ) as database:
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+                engine = session.bind
+            assert isinstance(engine, AsyncEngine)
+            async with engine.connect() as connection:
+                await connection.execute(ONE)
+                with pytest.raises(DatabaseUnavailable) as caught:
+                    async with database.session_scope():
+                        pytest.fail("the server has no connection left")
+            assert caught.value.kind is Kind.OVERLOADED
+            assert database.guard.tally.totals().verdicts[FAILURE] == 1
+
+    run(main)

@@ -485,6 +485,18 @@ def test_a_refused_form_is_sent_again_immediately_and_is_neither_a_failure_nor_a
     run_virtual(main)
 
 
+def test_a_call_that_was_not_made_enters_again_as_often_as_its_deadline_allows() -> None:
+    """A database that has no connection left for a caller is such a case: the caller waits, and uses no repeat."""
+
+    async def main() -> None:
+        guard = make_guard(attempts=1, classify=lambda error: Fault(verdict=NEUTRAL, unmade=True))
+        script = Script(*[fail] * 20)
+        assert await guard.call(script) == "answer" and script.calls == 21
+        assert guard.gates.retry_budget.tokens == guard.options.retry.budget_tokens
+
+    run_virtual(main)
+
+
 def test_a_request_whose_form_is_always_refused_is_sent_only_a_few_times() -> None:
     async def main() -> None:
         guard, wallet = make_guard(attempts=1, breaker=STURDY), Wallet()

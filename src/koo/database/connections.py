@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from sqlalchemy import URL, Pool
+from sqlalchemy import URL, Pool, QueuePool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from koo.clock import Clock
@@ -166,10 +166,14 @@ class Connections:
     def _shrink(self) -> bool:
         """The server has no connection left: admit only as many scopes as the pool has connections.
 
-        Returns False if it has none.
+        Returns False if it has none for them.
         """
-        has = len(self.records)
-        if has and self.pool_queue.shrink(has, self.monotonic()):
+        # A connection that is in use outside of scopes does not count. The queue does not know when that one becomes
+        # free, so it would let a caller in again immediately, and again, until the caller's deadline.
+        others = self.pool_queue.used - 1
+        pool = cast("QueuePool", self.engine.sync_engine.pool)
+        has = min(len(self.records), others + pool.checkedin())
+        if has > 0 and self.pool_queue.shrink(has, self.monotonic()):
             log.warning(
                 "database: the server has no connection left; the pool works with the %d that it has", has
             )

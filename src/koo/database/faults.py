@@ -119,13 +119,8 @@ def classify_connect(error: Exception) -> Fault:
     """The classifier of the database's guard, which itself runs only connecting and BEGIN."""
     if isinstance(error, NoneLeft):
         # Neutral: the server serves this pool. As a failure it would open the circuit, and a pool that is too large
-        # would turn into an outage. `anew`: the caller goes back to the queue, which `shrink` has narrowed.
-        refusal = DatabaseUnavailable(
-            SERVICE, error.reason, error.retry_after_s, kind=error.kind, detail=error.detail
-        )
-        return Fault(
-            verdict=NEUTRAL, kind=error.kind, repeatable=True, anew=True, billed=False, error=refusal
-        )
+        # would turn into an outage. `unmade`: the caller goes back to the queue, which `shrink` has narrowed.
+        return Fault(verdict=NEUTRAL, kind=error.kind, unmade=True, billed=False)
     meaning = explain(error, ScopeStage.CONNECT)
     if isinstance(error, KooError) or meaning is UNEXPLAINED:
         return meaning.fault()

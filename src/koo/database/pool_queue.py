@@ -115,14 +115,14 @@ class PoolQueue(Bulkhead):
 
     def shrink(self, to: int, now: float) -> bool:
         """Admit only `to` callers for now, because the server has no connection left. Returns whether this is new."""
-        was_short = self._is_short
-        self.narrow(to, now, running=0)
+        was_short = self._is_short(now)
+        # One more after a second: if the shortage lasts, only that one caller loses its place in the queue.
+        self.narrow(1, now, running=to - 1)
         self._short_at = now
         return not was_short
 
-    @property
-    def _is_short(self) -> bool:
-        return self._short_at == self._narrowed_at and self.cap < self.limit
+    def _is_short(self, now: float) -> bool:
+        return now - self._short_at < RECENT_S
 
     def forget(self) -> None:
         """Forget waiters and running scopes: they belong to an event loop that has ended."""
@@ -188,7 +188,7 @@ class PoolQueue(Bulkhead):
             reason += f", and {waiting} {'caller waits' if waiting == 1 else 'callers wait'} for one"
         if self.holders:
             reason += f"; held by {self._described}"
-        if self._is_short:
+        if self._is_short(now) and self.cap < self.limit:
             reason += "; the server has no more for this pool"
         here = asyncio.current_task()
         if any(holder.owner is here for holder in self.holders):

@@ -39,9 +39,9 @@ class Fault:
     `repeatable`: a repeat may succeed; the guard decides whether it is safe. `reach`: how far the failure extends (an
     unreachable host counts for all models). `block`: refuse calls until the key, or the key for this model, works
     again. `billed`: the service may have done paid work. `in_part`: the refused call may have been carried out in part.
-    `anew`: the same call may pass immediately in another form. `error`: raise this instead, `from` the original.
-    `until_wall_s`: when a key block or quota ends, if known. `failure`: a description for people, if `error` has none;
-    a guard adds the time.
+    `anew`: the same call may pass immediately in another form. `unmade`: the call was not made, so it enters the gates
+    again, as often as its deadline allows. `error`: raise this instead, `from` the original. `until_wall_s`: when a key
+    block or quota ends, if known. `failure`: a description for people, if `error` has none; a guard adds the time.
     """
 
     verdict: Verdict
@@ -50,6 +50,7 @@ class Fault:
     retry_after_s: float | None = None
     until_wall_s: float | None = None
     anew: bool = False
+    unmade: bool = False
     reach: Reach = "model"
     block: Reach | None = None
     billed: bool = True
