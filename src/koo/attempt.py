@@ -61,7 +61,7 @@ def fault_of_time(
         # A caller's own `asyncio.timeout` often ends at the same moment as koo's, and its timer may run first. Then the
         # task sees the caller's cancellation and koo's alarm never expires, but the call was just as late. If only the
         # cancellation counted, a backend that hangs for such callers would never count as failed or slow.
-        if not _is_from_cancellation(error, alarm):
+        if not is_from_cancellation(error, alarm):
             return None
         if now >= alarm.when:
             return OVERDUE if whole and not passage.is_ours else TIMED_OUT
@@ -77,7 +77,7 @@ def fault_of_time(
     return Fault(verdict=NEUTRAL, kind=Kind.DEADLINE, error=late)
 
 
-def _is_from_cancellation(error: BaseException, alarm: Alarm) -> bool:
+def is_from_cancellation(error: BaseException, alarm: Alarm) -> bool:
     """Whether an attempt ended because its caller cancelled it. Never raises."""
     if isinstance(error, CancelledError):
         return True

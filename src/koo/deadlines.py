@@ -263,6 +263,7 @@ class Lasting(Alarm):
 
     def __init__(self, registry: Deadlines) -> None:
         super().__init__(registry, NEVER)
+        self._cancelling = 0  # a stream's alarm may be asked before its first block
 
     @abstractmethod
     def ends(self) -> float:

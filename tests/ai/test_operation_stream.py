@@ -455,6 +455,25 @@ async def list_of(stream: Any) -> list[Any]:
     return [piece async for piece in stream]
 
 
+def test_a_readers_cancellation_that_the_operation_reports_as_its_own_error_is_not_a_failure() -> None:
+    async def operation() -> AsyncGenerator[str]:
+        yield "a"
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            raise ConnectionError("the connection was closed") from None
+
+    async def test(own: Own) -> None:
+        reader = asyncio.create_task(list_of(own.stream(operation)))
+        await asyncio.sleep(1)
+        reader.cancel()
+        with pytest.raises(ConnectionError):
+            await reader
+        assert own.verdicts[NEUTRAL] == 1 == sum(own.verdicts) and own.nothing_is_taken()
+
+    run(test)
+
+
 def test_another_task_may_close_a_stream_and_the_readers_iteration_ends() -> None:
     async def test(own: Own) -> None:
         library = Library("a", 50.0, "b")

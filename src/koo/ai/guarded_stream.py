@@ -25,12 +25,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from asyncio import CancelledError
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Generic, NoReturn, Protocol, TypeVar
 
-from koo.attempt import OVERDUE, TIMED_OUT
+from koo.attempt import OVERDUE, TIMED_OUT, is_from_cancellation
 from koo.clock import Clock
 from koo.deadlines import Alarm, Deadlines, Lasting, resumed
 from koo.errors import ExternalServiceError, Kind, ServiceFailed, ServiceTimeout, StreamTruncated
@@ -247,7 +246,14 @@ class GuardedStream(ABC, Generic[V]):
         elif silence.expired:
             seen = StreamTruncated(name, "the stream fell silent", kind=Kind.STALLED)
             fault = Fault(verdict=FAILURE, kind=Kind.STALLED, failure=failure_of(seen, Kind.STALLED))
-        elif isinstance(error, CancelledError) and guard.now() >= silence.when:
+        elif not is_from_cancellation(error, silence):
+            fault = guard.judge(error)
+            meant = fault.error or error
+            if not isinstance(meant, ExternalServiceError):
+                return fault, fault.error
+            reason = f"the stream broke off: {meant.reason}"
+            seen = StreamTruncated(name, reason, meant.retry_after_s, kind=meant.kind, detail=meant.detail)
+        elif guard.now() >= silence.when:
             # A caller often sets the same timeout as koo does. Then both end in the same turn of the loop and the
             # caller's cancellation may arrive first. The stream was silent for just as long, so it is judged as if
             # koo's alarm had expired. As an ordinary cancellation it would be neutral, and a provider that always hangs
@@ -255,12 +261,7 @@ class GuardedStream(ABC, Generic[V]):
             is_callers = silence.when >= scope.deadline and not scope.passage.is_ours
             return OVERDUE if is_callers else TIMED_OUT, None
         else:
-            fault = guard.judge(error)
-            meant = fault.error or error
-            if not isinstance(meant, ExternalServiceError):
-                return fault, fault.error
-            reason = f"the stream broke off: {meant.reason}"
-            seen = StreamTruncated(name, reason, meant.retry_after_s, kind=meant.kind, detail=meant.detail)
+            return CANCELLED, None
         seen.attempts, seen.partial_text = scope.attempts, self._partial_text()
         return fault, seen
 
