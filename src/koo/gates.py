@@ -48,6 +48,8 @@ from koo.refusals import OURS, SERVICES, Family
 
 KEY_CHECK_S = 2.0
 """An unbilled check of a refused key starts within a second of its due time, and usually ends within another."""
+WAITED_S = 0.1
+"""If its money took longer than this to hold, a call has waited for it."""
 NEWS_S = 1.0
 """A pause extended by less than this is not published again: each call of a burst moves the end a little."""
 
@@ -155,6 +157,18 @@ class Gates:
         taken."""
         self.bulkhead.give_back()
         self.limits.refund(taken_at)
+
+    def take_again(self, taken_at: float, now: float, cooldown_until: float) -> bool:
+        """After a wait for money: count the units from now on. False, with nothing taken, if a gate has shut meanwhile.
+
+        With patience the wait may take minutes. Without this, all calls that waited for the same money could be sent
+        into a pause that the provider has requested, or in the same minute as others that took the units they had.
+        """
+        self.limits.refund(taken_at)
+        if now >= cooldown_until and now >= self.quota.until and self.limits.take(now) is None:
+            return True
+        self.bulkhead.give_back()
+        return False
 
     def refuse_full(self, guard: Guarded, now: float, deadline: float, on_limit: str | None) -> None:
         """Refuse a call that `take` found no unit for, without the slow path, if no other gate has to be checked."""

@@ -24,7 +24,7 @@ from koo.deadlines import Alarm, block, ends_at
 from koo.errors import Failure, Kind, KooError, describe_s
 from koo.events import CircuitClosed, CircuitOpened
 from koo.failures import failure_of
-from koo.gates import Gates
+from koo.gates import WAITED_S, Gates
 from koo.openings import Act
 from koo.options import NEVER
 from koo.passage import LOOK_AGAIN_S, Charge, OnLimit, Passage
@@ -136,14 +136,12 @@ class Guard:
             self.gates.refuse_open(self, now)
         # This is the fast path: no gate is shut, so there is nothing to wait for and no `Passage` to allocate. `take`
         # has no await and takes everything or nothing, so no other task can come between the check and the unit.
-        passage = None
+        permit = passage = None
         if now < deadline and self.gates.take(now, self.cooldown.until):
-            if charge is None:
-                permit = self._admit(now, None, now)
-            else:
-                permit = await self._pay(charge, deadline, now)
+            permit = self._admit(now, None, now) if charge is None else await self._pay(charge, deadline, now)
         else:
             self.gates.refuse_full(self, now, deadline, on_limit)
+        if permit is None:
             passage = Passage(charge, deadline, on_limit, is_ours, has_next)
             permit = await self.enter(passage)
         while True:
@@ -225,9 +223,9 @@ class Guard:
 
     async def enter(self, passage: Passage) -> Permit:
         """Pass all gates, waiting if that is allowed. Raises a refusal, and then nothing stays taken."""
-        gates, charge = self.gates, passage.charge
+        gates, charge, deadline = self.gates, passage.charge, passage.deadline
         now = self._monotonic()
-        if now >= passage.deadline:
+        if now >= deadline:
             self._refuse_late()
         # The breaker is checked before the queues: a call that the breaker will refuse anyway must not wait in them or
         # take a unit.
@@ -238,18 +236,18 @@ class Guard:
             now = await gates.take_in_turn(self, passage)
             # A slot may be granted in the same turn of the loop in which the deadline passes. Without this check the
             # operation would start with no time left, and perhaps send a request that is billed and never read.
-            if now >= passage.deadline:
+            if now >= deadline:
                 gates.give_back(now)
                 gates.give_back_cell(self, passage)
                 self._refuse_late()
         try:
-            if charge is None:
-                permit = self._admit(now, None, now)
-            else:
-                permit = await self._pay(charge, passage.deadline, now)
+            permit = self._admit(now, None, now) if charge is None else await self._pay(charge, deadline, now)
         except BaseException:
             gates.give_back_cell(self, passage)
             raise
+        if permit is None:
+            gates.give_back_cell(self, passage)
+            return await self.enter(passage)
         if passage.paced:
             self.pacer.use()
         return permit
@@ -258,8 +256,8 @@ class Guard:
         reason = "the deadline had passed before the call"
         self.gates.refuse(self, self.gates.family.timeout, reason, None, Kind.DEADLINE)
 
-    async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit:
-        """Hold the money, then pass the last gate."""
+    async def _pay(self, charge: Charge, deadline: float, taken_at: float) -> Permit | None:
+        """Hold the money, then pass the last gate. None if an earlier gate has shut meanwhile: nothing stays taken."""
         # `hold` may wait for the store. A refusal, an error or a cancellation there leaves no money held (see
         # `Charge`), but the slot and the units taken before it are this call's to return: the slot would never come
         # free.
@@ -277,6 +275,12 @@ class Guard:
             charge.release()
             self.gates.give_back(taken_at)
             self._refuse_late()
+        # Most calls find their money at once, and their units count from now anyway.
+        if now - taken_at > WAITED_S:
+            if not self.gates.take_again(taken_at, now, self.cooldown.until):
+                charge.release()
+                return None
+            taken_at = now
         return self._admit(taken_at, charge, now)
 
     def _admit(self, taken_at: float, charge: Charge | None, now: float) -> Permit:

@@ -128,6 +128,44 @@ def test_a_budget_refusal_returns_the_unit_and_the_slot() -> None:
     run_virtual(main)
 
 
+def test_a_unit_counts_from_the_call_and_not_from_the_wait_for_its_money() -> None:
+    """Otherwise the units of calls that waited are free again, and twice as many can be sent in that minute."""
+
+    async def main() -> None:
+        guard, script = make_guard(per_minute=2, timeout_s=1000), Script()
+        waiting = [guard.call(script, charge=Wallet(wait_s=61.0)) for _ in range(2)]
+        assert await asyncio.gather(*waiting) == ["answer", "answer"]
+        error = await error_of(guard.call(script))
+        assert isinstance(error, RateLimited) and script.calls == 2
+
+    run_virtual(main)
+
+
+def test_a_call_that_waited_for_its_money_is_not_sent_when_the_minute_is_full() -> None:
+    async def main() -> None:
+        guard, wallet, script = make_guard(per_minute=1, timeout_s=1000), Wallet(wait_s=62.0), Script()
+        waiting = asyncio.create_task(guard.call(script, charge=wallet, on_limit="wait"))
+        await asyncio.sleep(61.5)
+        await guard.call(script)
+        assert await waiting == "answer"
+        assert script.at[1] - script.at[0] >= 60.0
+        assert (wallet.held, wallet.released) == (2, 1) and nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+def test_a_pause_that_begins_while_a_call_waits_for_its_money_delays_it() -> None:
+    async def main() -> None:
+        guard, wallet, script = make_guard(timeout_s=1000), Wallet(wait_s=1.0), Script()
+        waiting = asyncio.create_task(guard.call(script, charge=wallet))
+        await asyncio.sleep(0.5)
+        cool_down(guard)
+        assert await waiting == "answer" and script.at == [501.5]
+        assert (wallet.held, wallet.released) == (2, 1) and nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
 def test_a_breaker_that_opens_while_money_is_held_releases_it() -> None:
     async def main() -> None:
         guard, wallet, script = make_guard(), Wallet(wait_s=1.0), Script()
