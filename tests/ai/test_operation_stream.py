@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -358,6 +360,48 @@ def test_how_a_reader_ended_reaches_the_generator(way: str) -> None:
         verdict = {"handled": SUCCESS, "replaced": FAILURE}.get(way, NEUTRAL)
         assert seen == [error] and own.verdicts[verdict] == 1 == sum(own.verdicts)
         assert own.nothing_is_taken()
+
+    run(test)
+
+
+def test_a_piece_that_follows_a_thrown_error_is_paid_for() -> None:
+    async def operation() -> AsyncGenerator[object]:
+        try:
+            yield "open"
+        except ConnectionError:
+            yield {"cost": 3}
+
+    async def test(own: Own) -> None:
+        stream = own.stream(operation)
+        assert await anext(stream) == "open"
+        assert await stream.athrow(ConnectionError()) == {"cost": 3}
+        await stream.aclose()
+        assert own.spent_usd == 3
+
+    run(test, cost_usd=lambda piece: piece["cost"] if isinstance(piece, dict) else 0)
+
+
+@pytest.mark.parametrize("form", ["generator", "answered"])
+def test_an_error_thrown_into_a_stream_keeps_neither_the_stream_nor_itself_alive(form: str) -> None:
+    class Mine(Exception):
+        """An error that can be referred to weakly, as those of the standard library cannot."""
+
+    async def throw(own: Own) -> list[weakref.ref[object]]:
+        stream, error = own.stream(getattr(Library("a", "b"), form)), Mine()
+        await anext(stream)
+        with suppress(Mine):
+            await stream.athrow(error)
+        try:
+            return [weakref.ref(stream), weakref.ref(error)]
+        finally:
+            del error
+
+    async def test(own: Own) -> None:
+        gc.disable()
+        try:
+            assert [kept() for kept in await throw(own)] == [None, None]
+        finally:
+            gc.enable()
 
     run(test)
 

@@ -23,8 +23,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from enum import Enum
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from koo.ai.budgets import Budgets
 from koo.ai.guarded_stream import GuardedStream, Held, Silence
@@ -139,28 +140,33 @@ class OperationStream(GuardedStream[Source], StreamOwner, Generic[T]):
         same error again, the stream was left early. If it is not a generator, it is closed and the error is raised.
         """
         # Up to Python 3.11, `contextlib` passes class, error and traceback.
-        error = value or (kind() if isinstance(kind, type) else kind)
+        error = value if value is not None else kind() if isinstance(kind, type) else kind
         held, source = self._held, self._source
-        if self._closed or held is None or source is None or not hasattr(source.pieces, "athrow"):
-            await self.aclose()
-            raise error
-        self._take_turn()
         try:
-            piece: T | End | BaseException = await self._wait(
-                held, self._there(_thrown(source.pieces, error))
-            )
-            if piece is END:
-                await self._finish(held)
-                raise StopAsyncIteration
-        except BaseException as raised:
-            self._note_failure(raised)
-            raise
+            if self._closed or held is None or source is None or not hasattr(source.pieces, "athrow"):
+                await self.aclose()
+                raise error
+            self._take_turn()
+            try:
+                piece: T | End | _Raised = await self._wait(held, self._there(_thrown(source.pieces, error)))
+                if piece is END:
+                    await self._finish(held)
+                    raise StopAsyncIteration
+            except BaseException as raised:
+                self._note_failure(raised)
+                raise
+            finally:
+                self._end_turn()
+            if piece is _Raised.AGAIN:
+                await self.aclose()
+                raise error
+            if self._charge is not None:
+                self._charge.take(piece)
+            return piece
         finally:
-            self._end_turn()
-        if piece is error:
-            await self.aclose()
-            raise error
-        return cast("T", piece)
+            # The error's traceback refers to this frame, and these variables to the error. The cycle would keep both,
+            # and the stream with them, until the garbage collector runs.
+            del error, kind, value
 
     # ── in a block ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -410,8 +416,14 @@ def _close_later(stream: OperationStream[Any]) -> None:
     task.add_done_callback(_closing.discard)
 
 
+class _Raised(Enum):
+    """The generator raised the error that was thrown into it."""
+
+    AGAIN = 0
+
+
 async def _thrown(pieces: Any, error: BaseException) -> Any:
-    """The next piece of a generator in which `error` is raised, END, or `error` itself if it comes back.
+    """The next piece of a generator in which `error` is raised, END, or `_Raised.AGAIN` if it comes back.
 
     Raised from here, the reader's own error would be judged as the service's.
     """
@@ -421,8 +433,10 @@ async def _thrown(pieces: Any, error: BaseException) -> Any:
         return END
     except BaseException as raised:
         if raised is error:
-            return error
+            return _Raised.AGAIN
         raise
+    finally:
+        del error  # its traceback refers to this frame
 
 
 async def _awaited(awaitable: Awaitable[R]) -> R:
