@@ -161,7 +161,7 @@ def test_a_self_hosted_server_and_the_local_model_are_free() -> None:
     ("kind", "model", "body", "factor"),
     [
         ("openai", "gpt-6.1-terra", {"service_tier": "priority"}, "2.5"),
-        ("openai_compatible", "openai/gpt-6.1-terra", {"service_tier": "priority"}, "2.5"),
+        ("openai_compatible", "openai/gpt-5.2", {"service_tier": "priority"}, "2.5"),
         ("anthropic", "claude-sonnet-5-5", {"speed": "fast"}, "6"),
         ("anthropic", "claude-sonnet-5-5", {"inference_geo": "us"}, "1.1"),
         ("anthropic", "claude-sonnet-5-5", {"inference_geo": "us", "speed": "fast"}, "6.6"),

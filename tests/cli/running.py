@@ -19,7 +19,14 @@ from koo.testing.providers import FakeAnthropic
 
 OURS = ("DATABASE_", "DB_", "AI_", "KOO_")
 KEYS = tuple(variable for _, variable in BUILT_IN.values() if variable)
-PLAIN = {"NO_COLOR": "1", "COLUMNS": "120", "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+OLD_TEST_CLIENT = "ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning"
+"""Caused by the TestClient of the oldest supported Starlette with a newer anyio."""
+PLAIN = {
+    "NO_COLOR": "1",
+    "COLUMNS": "120",
+    "PYTHONWARNINGS": f"error,{OLD_TEST_CLIENT}",
+    "PYTHONUNBUFFERED": "1",
+}
 
 
 def settings_of(fake: FakeAnthropic | None = None, **more: str) -> dict[str, str]:

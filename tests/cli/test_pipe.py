@@ -344,12 +344,15 @@ def test_a_json_document_with_escaped_characters_has_the_same_meaning() -> None:
 )
 def test_a_mistake_is_one_sentence_or_one_document(here: Here, arguments: tuple[str, ...], said: str) -> None:
     code, out, err = here.run(*arguments)
-    assert (code, out) == (2, "") and err.startswith("koo: ") and said in err and err.count("\n") == 1
+    # The oldest supported typer writes the name of an argument in capitals.
+    assert (code, out) == (2, "") and err.startswith("koo: ") and said.lower() in err.lower()
+    assert err.count("\n") == 1
     if arguments[0] == "help":
         return
     code, out, err = here.run(*arguments, "--json")
     problem = json.loads(out)["error"]
-    assert (code, err, problem["kind"]) == (2, "", "usage") and said in problem["detail"]
+    assert (code, err, problem["kind"]) == (2, "", "usage")
+    assert said.lower() in problem["detail"].lower()
 
 
 def test_json_after_two_dashes_is_an_argument_and_not_an_option(here: Here) -> None:

@@ -22,6 +22,7 @@ import pytest
 
 from koo.settings import Settings
 from koo.testing.providers import FakeAnthropic, FakeCompatible, FakeOpenAI
+from tests.cli.running import PLAIN
 from tests.docs.markdown import ROOT, Block, blocks
 from tests.log_lines import strange_lines
 
@@ -130,7 +131,11 @@ def server(
 def environment(home: Path, providers: dict[str, str]) -> dict[str, str]:
     """An environment without the developer's own settings and keys; PYTHONPATH is set only if koo is not installed."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
-    return kept | providers | {"HOME": str(home), "KOO_HOME": str(home), "PYTHONWARNINGS": "error"}
+    return (
+        kept
+        | providers
+        | {"HOME": str(home), "KOO_HOME": str(home), "PYTHONWARNINGS": PLAIN["PYTHONWARNINGS"]}
+    )
 
 
 def _wait_until_it_lives(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from koo.testing import rules
+from tests.cli.running import OLD_TEST_CLIENT
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = "koo.testing.pytest_plugin"
@@ -27,6 +28,8 @@ def run_pytest(folder: Path, *arguments: str, plugins: tuple[str, ...] = ()) -> 
         sys.executable,
         "-W",
         "error",
+        "-W",
+        OLD_TEST_CLIENT,
         "-m",
         "pytest",
         *loaded,

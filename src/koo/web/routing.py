@@ -74,7 +74,10 @@ class ProblemRoute(APIRoute):
             await self._handle(scope, receive, named)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        passed = await self.door.pass_through(self.kind, self.path_format, scope, receive, send)
+        # The oldest supported FastAPI puts the prefix of a router into the path of each of its routes.
+        state = getattr(scope.get("app"), "state", None)
+        template = self.path_format.removeprefix(getattr(state, "koo_prefix", ""))
+        passed = await self.door.pass_through(self.kind, template, scope, receive, send)
         if passed is None:
             return
         receive, send = passed
