@@ -77,8 +77,9 @@ class Gates:
     """
 
     __slots__ = (
-        "bulkhead", "clock", "credential", "deadlines", "draw", "family", "key_blocks", "kin", "limit_queue",
-        "limits", "name", "options", "pacing", "publish", "quiet", "quota", "retry_budget", "slot_settings",
+        "_widens_at", "bulkhead", "clock", "credential", "deadlines", "draw", "family", "key_blocks", "kin",
+        "limit_queue", "limits", "name", "options", "pacing", "publish", "quiet", "quota", "retry_budget",
+        "slot_settings",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +113,7 @@ class Gates:
         # Only the head of the queue retries a full limit; the others wait behind it, in order.
         self.limit_queue = Bulkhead(1)
         self.quiet = False
+        self._widens_at = NEVER  # when the timer for the next step of the ramp fires
         # `credential`: a digest of the key, empty for the service's own key. `kin`: the gates of all the service's
         # keys, which share its limits and slots.
         self.credential, self.kin = "", {self}
@@ -317,18 +319,25 @@ class Gates:
             return
         if (passage.on_limit == "refuse" and not is_fed.get()) or bulkhead.limit == 0:
             self._refuse_slot(guard, running(bulkhead))
-        if ramping and not bulkhead.line:
-            get_running_loop().call_at(bulkhead.widens_at, self._widen)
+        if ramping:
+            self._widen_later()
         if not await self.stand_in_line(bulkhead, guard, passage.deadline):
             self._refuse_slot(guard, f"no slot became free before the deadline: {running(bulkhead)}")
 
-    def _widen(self) -> None:
-        """Widen the ramp, and set the next timer. Without it nothing would wake the calls that wait for a wider
-        ramp."""
+    def _widen_later(self) -> None:
+        """Set the one timer for the ramp's next step. Without it nothing would wake the calls that wait for it."""
+        at = self.bulkhead.widens_at
+        if at != self._widens_at:
+            self._widens_at = at
+            get_running_loop().call_at(at, self._widen, at)
+
+    def _widen(self, at: float) -> None:
         bulkhead = self.bulkhead
         bulkhead.widen(self.clock.monotonic())
-        if bulkhead.line and bulkhead.cap < bulkhead.limit:
-            get_running_loop().call_at(bulkhead.widens_at, self._widen)
+        if at == self._widens_at:
+            self._widens_at = NEVER
+            if bulkhead.line and bulkhead.cap < bulkhead.limit:
+                self._widen_later()
 
     def stand_in_line(self, bulkhead: Bulkhead, guard: Guarded, deadline: float) -> Awaitable[bool]:
         """Like `stand_in`, but refuses if the queue is full."""

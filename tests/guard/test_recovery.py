@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -280,6 +282,34 @@ def test_the_ramp_widens_for_waiting_calls_without_a_tick_and_without_a_leaving_
         assert nothing_is_taken(guard)
 
     run_virtual(main)
+
+
+def test_a_ramp_has_one_timer_however_often_its_queue_empties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would set the next one, and in a shortage of connections, which narrows again and again, they add up."""
+
+    async def main() -> None:
+        guard, timers = make_guard(), list[float]()
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def note(
+            when: float, callback: Callable[..., object], *args: Any, **more: Any
+        ) -> asyncio.TimerHandle:
+            if callback == guard.gates._widen:
+                timers.append(when)
+            return call_at(when, callback, *args, **more)
+
+        monkeypatch.setattr(loop, "call_at", note)
+        guard.gates.bulkhead.narrow(1, guard.now())
+        for _ in range(50):
+            await asyncio.gather(guard.call(answer_soon), guard.call(answer_soon))
+        assert timers == [guard.gates.bulkhead.widens_at]
+
+    run_virtual(main)
+
+
+async def answer_soon() -> None:
+    await asyncio.sleep(0.001)
 
 
 def test_the_ramp_of_one_model_takes_no_slots_from_the_others() -> None:
