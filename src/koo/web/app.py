@@ -43,8 +43,8 @@ from koo.web.spans import Application
 PREFIX = "/api/v1"
 GZIP_BYTES_MIN = 1024
 FIRST_LOOK_S = 0.5
-LOOK_AGAIN_S = 1.0
 """A healthy database responds within this time. Startup does not wait longer for one that is unavailable."""
+LOOK_AGAIN_S = 1.0
 DESCRIPTION = (
     "The resilience layer of a service that depends on a database and on AI providers.\n\n"
     "Times are ISO 8601 in UTC, durations are in seconds, ratios from 0 to 1, money is a decimal string. Errors are "
