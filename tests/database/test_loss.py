@@ -543,6 +543,30 @@ def test_a_transaction_that_idles_longer_than_its_role_may_is_not_repeated_and_n
     run(main)
 
 
+def test_a_lost_commit_is_of_unknown_outcome_although_the_block_has_idled_longer_than_its_role_may(
+    pg: Place,
+) -> None:
+    """The block may have lifted the limit itself, or a pooler may have ignored it."""
+    clock = StandingClock()
+    pg.server.sql("DROP ROLE IF EXISTS patient")
+    pg.server.sql("CREATE ROLE patient SUPERUSER LOGIN PASSWORD 'koo-test'")
+    pg.server.sql("ALTER ROLE patient SET idle_in_transaction_session_timeout = '10s'")
+
+    async def main() -> None:
+        async with proxied(pg.server) as proxy:
+            url = through(proxy, pg.server, pg.driver, pg.database)
+            async with with_notes(url.replace("postgres:", "patient:"), clock=clock) as database:
+                with pytest.raises(CommitOutcomeUnknown):
+                    async with database.session_scope() as session:
+                        await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+                        await session.execute(INSERT, {"n": 1})
+                        clock.advance(11.0)
+                        proxy.cut_commit("after")
+                assert await notes(database) == [1]
+
+    run(main)
+
+
 def test_a_commit_without_a_response_ends_after_the_deadline_and_the_cleanup_time(pg: Place) -> None:
     async def main() -> None:
         async with proxied(pg.server) as proxy:

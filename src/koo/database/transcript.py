@@ -144,8 +144,10 @@ class Transcript:
             return lost
         self._reported, self._instead = error, None
         meaning = explain(error, self.stage, lost=lost and isinstance(error, Exception))
-        # asyncpg discards what a server says before it closes an idle connection.
-        if meaning is LOST and self._idled_s >= record.driver.idle_limit_s(record.connection):
+        # asyncpg discards what a server says before it closes an idle connection. Never in COMMIT: the block may have
+        # lifted the limit, and then the transaction may have happened.
+        limit_s = NEVER if self.stage is ScopeStage.COMMIT else record.driver.idle_limit_s(record.connection)
+        if meaning is LOST and self._idled_s >= limit_s:
             meaning = OVERSTAYED
         ours = self._note(error, meaning, record)
         # While the block is running, its `session.commit()` must raise the unknown outcome here, because the block goes
