@@ -311,7 +311,7 @@ class Gates:
         self.refuse(guard, self.family.limited, reason, wait_s, Kind.COOLING_DOWN)
 
     async def _take_slot(self, guard: Guarded, passage: Passage) -> None:
-        bulkhead = self.bulkhead
+        bulkhead, until, ahead = self.bulkhead, passage.deadline, passage.ahead
         ramping = bulkhead.cap < bulkhead.limit
         if ramping:
             bulkhead.widen(self.clock.monotonic())
@@ -321,7 +321,8 @@ class Gates:
             self._refuse_slot(guard, running(bulkhead))
         if ramping:
             self._widen_later()
-        if not await self.stand_in_line(bulkhead, guard, passage.deadline):
+        line = self.stand_in(bulkhead, until, ahead) if ahead else self.stand_in_line(bulkhead, guard, until)
+        if not await line:
             self._refuse_slot(guard, f"no slot became free before the deadline: {running(bulkhead)}")
 
     def _widen_later(self) -> None:
@@ -349,12 +350,12 @@ class Gates:
             self._refuse_slot(guard, full(len(bulkhead.line)))
         return self.stand_in(bulkhead, deadline)
 
-    async def stand_in(self, bulkhead: Bulkhead, deadline: float) -> bool:
-        """Wait for a slot, first come first served; False if the deadline passed first."""
+    async def stand_in(self, bulkhead: Bulkhead, deadline: float, ahead: bool = False) -> bool:
+        """Wait for a slot, first come first served, or `ahead` of all; False if the deadline passed first."""
         if bulkhead.take():
             return True
         waiter = get_running_loop().create_future()
-        bulkhead.line.append(waiter)
+        (bulkhead.line.appendleft if ahead else bulkhead.line.append)(waiter)
         try:
             with Alarm(self.deadlines, deadline):
                 await waiter

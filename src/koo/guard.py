@@ -301,6 +301,7 @@ class Guard:
 
     async def _enter_again(self, passage: Passage, pause_s: float | None) -> Permit:
         """Pause, and pass all gates again. A repeat that is never made costs no token of the retry budget."""
+        passage.ahead = pause_s is None
         try:
             if pause_s is not None:
                 await self._pause(pause_s)

@@ -35,7 +35,8 @@ class Passage:
 
     `deadline` is in monotonic seconds; `is_ours`: it comes from koo's own options, not from the caller. `has_next`: a
     fallback service is called if this one fails. `attempt` counts from 1; `anew` counts the attempts that sent the same
-    call in another form. `paced`: this attempt has booked a cell of the pacer. `met`: the failure of the previous
+    call in another form or were not made; `ahead`: this one follows such an attempt, and waits for its slot in front of
+    the others. `paced`: this attempt has booked a cell of the pacer. `met`: the failure of the previous
     attempt. A passage is created only for a call that waits, repeats, or is settled by its owner. Most calls take the
     fast path and need none.
     """
@@ -47,5 +48,6 @@ class Passage:
     has_next: bool = False
     attempt: int = 1
     anew: int = 0
+    ahead: bool = False
     paced: bool = False
     met: Failure | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -456,6 +457,25 @@ def test_a_repeatable_neutral_fault_is_repeated_and_does_not_count_as_a_failure(
         assert await guard.call(script) == "answer" and script.calls == 3
         assert guard.tally.totals().verdicts == [1, 0, 2, 0] and guard.breaker.window.failures == 0
         assert guard.tally.totals().verdicts[SUCCESS] == 1 and guard.breaker.phase is not OPEN
+
+    run_virtual(main)
+
+
+def test_a_call_that_was_not_made_keeps_its_place_in_the_queue() -> None:
+    async def main() -> None:
+        guard = make_guard(concurrency_max=1, classify=lambda error: Fault(verdict=NEUTRAL, unmade=True))
+        order = list[str]()
+
+        async def call(name: str, *steps: Callable[[], Awaitable[str]]) -> None:
+            await guard.call(Script(*steps))
+            order.append(name)
+
+        async def fail_late() -> str:
+            await asyncio.sleep(1)
+            return await fail()
+
+        await asyncio.gather(call("first", fail_late), call("second"), call("third"))
+        assert order == ["second", "first", "third"]
 
     run_virtual(main)
 

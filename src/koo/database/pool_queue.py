@@ -116,7 +116,7 @@ class PoolQueue(Bulkhead):
     def shrink(self, to: int, now: float) -> bool:
         """Admit only `to` callers for now, because the server has no connection left. Returns whether this is new."""
         was_short = self._is_short(now)
-        # One more after a second: if the shortage lasts, only that one caller loses its place in the queue.
+        # One more after a second: if the shortage lasts, only that one caller tries to connect for nothing.
         self.narrow(1, now, running=to - 1)
         self._short_at = now
         return not was_short
