@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import asyncpg
 import pytest
@@ -392,7 +392,8 @@ def test_wrong_passwords_unknown_users_and_a_full_server_are_told_apart(driver: 
                 assert error.kind is Kind.AUTH and error.attempts == 1
                 assert "koo-wrong" not in str(error)
             server.sql("CREATE ROLE plain LOGIN PASSWORD 'koo-test'")
-            await fill(right.replace("postgres:koo", "plain:koo"))
+            error = await refused_by_a_full_server(right.replace("postgres:koo", "plain:koo"))
+            assert error.kind is Kind.OVERLOADED
 
         run(main)
 
@@ -435,30 +436,14 @@ def test_a_foreign_server_on_the_port_is_not_a_refused_password(driver: str) -> 
     run(main)
 
 
-async def fill(url: str) -> None:
-    """Open connections until the server refuses more."""
-    async with opened(url, pool_size=10, retry=RetryOptions(attempts_max=1)) as database:
-
-        async def hold(go: asyncio.Event) -> Exception | None:
-            try:
-                async with database.session_scope() as session:
-                    await session.execute(ONE)
-                    await go.wait()
-            except DatabaseUnavailable as error:
-                return error
-            return None
-
-        go = asyncio.Event()
-        holders = [asyncio.create_task(hold(go)) for _ in range(4)]
-        await until(lambda: database.pool_queue.used == 4)
-        await until(lambda: len(database.pool_queue.holders) == 4 or any(holder.done() for holder in holders))
-        holders.append(asyncio.create_task(hold(go)))
-        await until(lambda: any(holder.done() for holder in holders))
-        go.set()
-        refused = [error for error in await asyncio.gather(*holders) if error is not None]
-        assert refused
-        for error in refused:
-            assert isinstance(error, DatabaseUnavailable) and error.kind is Kind.OVERLOADED
+async def refused_by_a_full_server(url: str) -> DatabaseUnavailable:
+    """The error of a pool without a connection, while another holds all that the server allows."""
+    async with AsyncExitStack() as scopes:
+        holder = await scopes.enter_async_context(opened(url))
+        for _ in range(4):
+            session = await scopes.enter_async_context(holder.session_scope())
+            await session.execute(ONE)
+        return await refused_entry(url, retry=RetryOptions(attempts_max=1))
 
 
 def test_a_file_that_is_not_a_database_and_a_folder_that_cannot_be_created_are_reported(
