@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from sqlalchemy.exc import DBAPIError
@@ -37,6 +37,31 @@ async def after_a_failover(pg: Place, *, only_the_old: bool) -> AsyncIterator[Da
 async def write(session: AsyncSession, n: int) -> int:
     await session.execute(INSERT, {"n": n})
     return n
+
+
+def test_a_scope_that_meets_the_standby_later_does_not_replace_connections_to_the_new_server(
+    pg: Place,
+) -> None:
+    """Otherwise each scope that was running during the failover would make all callers connect once more."""
+
+    async def meet_the_standby(stack: AsyncExitStack, session: AsyncSession) -> None:
+        with pytest.raises(DatabaseError):
+            async with stack:
+                await write(session, 1)
+
+    async def main() -> None:
+        async with after_a_failover(pg, only_the_old=False) as database:
+            stacks = AsyncExitStack(), AsyncExitStack()
+            old = [await stack.enter_async_context(database.session_scope()) for stack in stacks]
+            await meet_the_standby(stacks[0], old[0])
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+            created = database.metrics.created
+            await meet_the_standby(stacks[1], old[1])
+            async with database.session_scope(), database.session_scope():
+                assert database.metrics.created == created + 1
+
+    run(main)
 
 
 def test_the_first_write_is_repeated_on_a_connection_to_the_new_server(pg: Place) -> None:

@@ -213,7 +213,7 @@ class Transcript:
         # After the deadline, koo itself cancels the statement and cuts the connection off: an error of these kinds is
         # the result of that, and says nothing about the server's health.
         ours = self.expired and meaning.kind in (Kind.CONNECTION, Kind.TIMEOUT)
-        self._count(error, meaning, ours)
+        self._count(error, meaning, ours, record.generation)
         # There is one exception: the server had `cleanup_timeout_s` to react to the cancel request and did not. A
         # server that does not even process a cancel request counts as unreachable, which is a failure.
         if ours:
@@ -228,7 +228,7 @@ class Transcript:
         # driver's connection may have repaired the transaction without the hooks seeing it.
         return self.handed_out or (self.statements > 0 and self._spoiler is None)
 
-    def _count(self, error: BaseException, meaning: Meaning, ours: bool) -> None:
+    def _count(self, error: BaseException, meaning: Meaning, ours: bool, generation: int) -> None:
         metrics = self._metrics
         kind = Kind.DEADLINE if ours else meaning.kind
         metrics.count_error(kind, type(error).__name__)
@@ -237,7 +237,8 @@ class Transcript:
             self._failed_s = None
         metrics.contention += meaning.kind is Kind.CONTENTION
         metrics.broken += meaning.is_loss and not ours
-        if meaning.drop is Drop.ALL and not self._readonly:
+        # An older connection says nothing about those that have replaced its generation.
+        if meaning.drop is Drop.ALL and not self._readonly and generation == self._records.generation:
             self._records.distrust_all()
         if meaning.kind is Kind.READ_ONLY and not self._readonly:
             metrics.is_read_only = True
