@@ -45,8 +45,8 @@ class Certificate:
 
 
 class MailServer:
-    """Accepts mails. It rejects the addresses in `refuses`, and for now those in `refuses_for_now`. `says` is its reply
-    to a mail instead of 250."""
+    """Accepts mails. It rejects the addresses in `refuses`, and for now, with `for_now`, those in `refuses_for_now`.
+    `says` is its reply to a mail instead of 250."""
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class MailServer:
         self.was_secure: list[bool] = []
         self.refuses: set[str] = set()
         self.refuses_for_now: set[str] = set()
+        self.for_now = "451 4.7.1 greylisted, try again later"
         self.says: str | None = None
         self._talks: list[SMTP] = []
         self._certificate = certificate
@@ -115,7 +116,7 @@ class MailServer:
         if address in self.refuses:
             return f"550 5.1.1 <{address}> is not known here"
         if address in self.refuses_for_now:
-            return "451 4.7.1 greylisted, try again later"
+            return self.for_now
         envelope.rcpt_tos.append(address)
         return "250 OK"
 

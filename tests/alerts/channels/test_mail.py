@@ -217,6 +217,25 @@ def test_an_address_that_is_refused_for_now_gets_the_mail_later_and_the_others_o
     asyncio.run(main())
 
 
+def test_a_server_that_hangs_up_between_two_addresses_has_taken_the_mail_for_none() -> None:
+    """With status 421 a server ends the conversation: the addresses before it were accepted, but got nothing."""
+
+    async def main() -> None:
+        async with MailServer() as server:
+            channel = mail(
+                f"smtp://{HOST}:{server.port}", "ops@example.com", "late@example.com", "c@example.com"
+            )
+            server.refuses_for_now = {"late@example.com"}
+            server.for_now = "421 4.7.0 too many mails"
+            error = await refusal(channel)
+            assert error.reason.startswith("it refuses every address (status 421: 4.7.0 ")
+            server.refuses_for_now.clear()
+            assert await channel.send(MESSAGE) == ""
+            assert server.to == [["ops@example.com", "late@example.com", "c@example.com"]]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("status", [421, 451, 552, 554])
 def test_a_refused_mail_reports_the_reason(status: int) -> None:
     async def main() -> None:

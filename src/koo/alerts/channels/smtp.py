@@ -104,7 +104,9 @@ class Talk:
                 try:
                     refused = line.sendmail(sender, to, letter)
                 except smtplib.SMTPRecipientsRefused as error:
-                    refused = error.recipients
+                    # With 421 a server ends the conversation. The addresses without a reply got no mail either.
+                    replies = error.recipients
+                    refused = dict.fromkeys(to, [*replies.values()][-1]) | replies
                 _leave(line)
                 return refused
             finally:
