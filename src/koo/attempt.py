@@ -92,7 +92,10 @@ def _follows_cancellation(error: BaseException | None) -> bool:
         for _ in range(CHAIN_MAX):
             if error is None or isinstance(error, CancelledError):
                 break
-            error = error.__context__ if error.__cause__ is None else error.__cause__
+            before = error.__context__ if error.__cause__ is None else error.__cause__
+            # A timeout of the operation's own is a cancellation too, but not its caller's.
+            is_own = isinstance(error, TimeoutError) and isinstance(before, CancelledError)
+            error = before.__context__ if is_own and before is not None else before
         return isinstance(error, CancelledError)
     except Exception:  # noqa: BLE001 - any attribute of an application's error may raise
         return False

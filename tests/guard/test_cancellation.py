@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -314,6 +315,24 @@ def test_a_failed_task_group_is_a_failure_although_it_cancels_its_own_task() -> 
     async def main() -> None:
         guard = make_guard()
         assert isinstance(await error_of(guard.call(lose_both)), ExceptionGroup)
+        assert guard.tally.totals().verdicts[FAILURE] == 1
+
+    run_virtual(main)
+
+
+def test_an_operation_whose_own_time_limit_ends_has_failed_also_after_a_failed_task_group() -> None:
+    """Clients end their calls by a cancellation of their own, which is not the caller's."""
+
+    async def fail_twice() -> None:
+        with suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+        async with asyncio.timeout(0.1):
+            await hang()
+
+    async def main() -> None:
+        guard = make_guard()
+        assert isinstance(await error_of(guard.call(fail_twice)), TimeoutError)
         assert guard.tally.totals().verdicts[FAILURE] == 1
 
     run_virtual(main)
