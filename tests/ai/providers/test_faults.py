@@ -243,6 +243,14 @@ ROWS: list[tuple[str, Any, Kind]] = [
     ),
     ("vllm", error(500, "InternalServerError", "This model's maximum context length is"), Kind.SERVER_ERROR),
     ("openai", error(400, INVALID, "cannot read 'error 429, insufficient_quota'"), Kind.INVALID_REQUEST),
+    # Words that are also used for something else.
+    ("openai", error(400, INVALID, "Invalid 'input[3].id': string too long. Got 65."), Kind.INVALID_REQUEST),
+    ("vllm", error(400, message="Invalid model input: top_k is negative"), Kind.INVALID_REQUEST),
+    ("vllm", error(400, message="Invalid model: x"), Kind.NOT_FOUND),
+    ("openrouter", error(502, message="Upstream error: invalid model response"), Kind.SERVER_ERROR),
+    ("vllm", error(400, message="The model stopped: the grammar is invalid"), Kind.INVALID_REQUEST),
+    ("ollama", error(400, message="model runner has unexpectedly stopped"), Kind.SERVER_ERROR),
+    ("vllm", error(400, message="Thinking budget of 9 must not be over 8"), Kind.INVALID_REQUEST),
 ]
 
 
@@ -323,6 +331,9 @@ def test_a_model_without_a_system_role_is_named_as_the_cause(message: str) -> No
     ("message", "kind"),
     [
         ("Quota exceeded for requests per minute", Kind.THROTTLED),
+        ("Your token quota for this minute has been exceeded", Kind.THROTTLED),
+        ("Quota of 60 RPM exceeded", Kind.THROTTLED),
+        ("You have exceeded the quota of 60 RPM and 100 RPD", Kind.QUOTA),
         ("Quota exceeded for requests_per_minute and requests_per_day", Kind.QUOTA),
         ("You have reached your daily limit of 5 requests per minute", Kind.QUOTA),
     ],

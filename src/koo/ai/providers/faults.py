@@ -232,8 +232,8 @@ def _about_the_status(kind: Kind, status: int) -> str:
     return SENTENCES_BY_STATUS.get((kind, status), "")
 
 
-_PER_MINUTE = re.compile(r"per[ _-]?(?:second|minute)", re.IGNORECASE)
-_PER_DAY = re.compile(r"per[ _-]?(?:day|month)|daily|monthly", re.IGNORECASE)
+_PER_MINUTE = re.compile(r"(?:per|this|each|every)[ _-]?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE)
+_PER_DAY = re.compile(r"per[ _-]?(?:day|month)|daily|monthly|\b[rt]pd\b", re.IGNORECASE)
 
 
 def _is_per_minute(message: str) -> bool:

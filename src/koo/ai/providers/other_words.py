@@ -110,7 +110,7 @@ CONTEXT_WORDS = (
     r"exceed\w* (?:\w+ ){0,3}context",
     r"(?:longer|greater|larger) than the (?:model's |maximum )?(?:context|model|input|prompt) ",
     r">= ?n_ctx",
-    r"(?:prompt|input)\b.{0,40}? too long|prompt 超长",
+    r"(?:prompt|input)\b[^:]{0,40}? too long|prompt 超长",
     r"exceed\w* (?:the )?(?:model |maximum )?(?:token limit|number of tokens allowed)",
     r"input token(?:s| count).{0,40}?(?:exceed the configured|supports up to)",
     r"token count exceeds the model",
@@ -156,7 +156,8 @@ _MONEY = r"(?:(?:account |wallet |user )?(?:balance|credits?|funds?|money))\b"
 _NO_MONEY = r"(?:insufficient|not enough|no|out of|low|negative|(?:doesn't|don't|does not|do not) have (?:any|enough))"
 _SPENT = r"(?:too low|insufficient|exhausted|depleted|used up|not enough|expired|exceeded)\b"
 _QUOTA = (
-    r"(?:budget|quota|(?:key|total) limit|allocation|allowance|spend(?:ing)? (?:limit|cap)|usage limits?|free tier"
+    r"(?:(?<!thinking )(?<!reasoning )budget|quota"
+    r"|(?:key|total) limit|allocation|allowance|spend(?:ing)? (?:limit|cap)|usage limits?|free tier"
     r"|(?:hourly|daily|weekly|monthly)(?: \w+)? limit)\b"
 )
 _CONTENT = r"(?:content|prompt|input|output|request|response)"
@@ -232,7 +233,8 @@ SENTENCES = (
     # Servers of one machine report these with status 400.
     _sentences(
         Kind.SERVER_ERROR,
-        r"(?:model|runner|engine)(?: process)? (?:has |was )?(?:unexpectedly )?(?:crashed|terminated|stopped)",
+        r"(?:model|runner|engine)(?: process)? (?:has |was )?(?:(?:unexpectedly )?(?:crashed|terminated)"
+        r"|unexpectedly stopped)",
     ),
     _sentences(
         Kind.OVERLOADED,
@@ -247,7 +249,8 @@ SENTENCES = (
     # LM Studio sends the first of these with status 200, and the second with 400.
     _sentences(
         Kind.NOT_FOUND,
-        r"(?:unexpected|unknown|invalid) (?:endpoint|url|path|route|model\b(?! param))",
+        r"(?:unexpected|unknown|invalid) (?:endpoint|url|path|route)",
+        r"(?:unknown|invalid) model(?: (?:name|id|specified|requested)\b| [\w./:-]*[\d/-]| ?(?:[:;,.(=]|$))",
         r"no models? loaded|not a valid model\b|.{0,4}模型不存在",
         r"model(?: [\w.:/-]+){0,2} (?:(?:does )?not (?:exist|found)|has been (?:decommissioned|deprecated|retired))",
     ),
