@@ -221,6 +221,26 @@ def test_behind_a_proxy_that_holds_the_stream_back_watch_polls(monkeypatch: pyte
             documents.end.set()
 
 
+def test_a_stream_that_ends_after_its_first_event_is_not_opened_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A proxy may cut it there: without polling, `koo watch` would send dozens of requests a second."""
+    monkeypatch.setattr(watch, "REAL_S", 60.0)
+    monkeypatch.setattr(watch, "EVERY_S", 0.01)
+    documents = {"/monitoring/live": {"of": "one event"}, "/monitoring/dashboard": dashboard_of("healthy")}
+    asked = list[str]()
+
+    async def main(url: str) -> None:
+        async with connect(url) as client:
+            asking = asyncio.create_task(watch._ask_over_and_over(watch.Watched(client)))
+            await until(lambda: asked.count("/api/v1/monitoring/dashboard") > 4)
+            asking.cancel()
+
+    with canned(documents, asked=asked) as url:
+        asyncio.run(main(url))
+    assert asked.count("/api/v1/monitoring/live") == 1
+
+
 # ── waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

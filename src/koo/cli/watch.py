@@ -28,6 +28,8 @@ SILENCE_S = 30.0
 """The stream sends a sample every five seconds."""
 FIRST_S = 5.0
 """The stream begins with the whole state, immediately."""
+REAL_S = 1.0
+"""A stream that is followed without polling lasts longer than this."""
 STREAM_AGAIN_S = 60.0
 AWAY = ("no_server", "draining")
 SERVICE = "service/"
@@ -182,9 +184,11 @@ def _pause(live: Live, resized: asyncio.Event) -> None:
 async def _ask_over_and_over(watched: Watched) -> None:
     """Runs in a separate task: while a response is slow, the drawing continues and shows its age."""
     while True:
-        # A stream that has broken: poll once, then reconnect. If nothing came over it, poll for a while before the next
-        # attempt.
-        until = time.monotonic() + (0.0 if await watched.listen() else STREAM_AGAIN_S)
+        began_at = time.monotonic()
+        # A stream that has broken: poll once, then reconnect. If nothing came over it, or it ended immediately, as
+        # behind a proxy that allows none: poll for a while before the next attempt.
+        is_real = await watched.listen() and time.monotonic() - began_at > REAL_S
+        until = time.monotonic() + (0.0 if is_real else STREAM_AGAIN_S)
         while True:
             await watched.look()
             if time.monotonic() >= until and not watched.seen.trouble:
