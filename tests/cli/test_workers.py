@@ -62,10 +62,10 @@ def test_pausing_the_database_says_that_the_other_worker_is_unchanged(here: Here
     with serving(tmp_path, "--workers", "2") as (url, process):
         wait_until(said(tmp_path, "workers_answer"))
         here.set({"KOO_URL": url})
-        wait_until(lambda: "one process of 2" in here.run("status")[1])
-        out = here.run("db", "pause")[1]
         workers = "|".join(map(str, children_of(process)))
-        assert re.search(f"this is process ({workers}), and 1 other process is unchanged", out)
+        says_it = re.compile(f"this is process ({workers}), and 1 other process is unchanged")
+        # A worker knows of the other one with its first beat.
+        wait_until(lambda: says_it.search(here.run("db", "pause")[1]) is not None)
 
 
 def test_a_killed_worker_is_replaced_and_its_end_is_logged(tmp_path: Path) -> None:
