@@ -22,7 +22,7 @@ from koo.errors import (
 )
 from koo.options import BreakerOptions, LimitOptions
 from koo.testing.clock import run_virtual
-from tests.ai.virtual import ONCE, MemoryProvider, VirtualWorld
+from tests.ai.virtual import INPUT_TOKENS_MAX, ONCE, MemoryProvider, VirtualWorld
 from tests.guard.support import hear
 
 STURDY = BreakerOptions(failure_threshold=1000, calls_min=1000)
@@ -288,6 +288,27 @@ def test_a_query_that_waits_for_held_money_until_its_deadline_is_refused_for_its
         assert refused.value.kind is Kind.BUDGET_EXCEEDED
         assert world.clock.monotonic() - began_at == 21
         await running
+
+    run_virtual(main)
+
+
+def test_a_querys_tokens_count_from_the_call_and_not_from_the_wait_for_its_money() -> None:
+    """Otherwise the tokens of queries that waited are free again, and twice as many can be used in that minute."""
+
+    async def main() -> None:
+        limits = LimitOptions(tokens_per_minute=3 * (INPUT_TOKENS_MAX + 4096))
+        world = ListWorld(
+            daily_budget_usd=Decimal("0.1"), limits=limits, timeout_s=1000.0, attempt_timeout_s=500.0
+        )
+        world.first.takes_s = 90.0
+        running = asyncio.create_task(world.ask(max_tokens=4096))
+        await asyncio.sleep(1)
+        waiting = asyncio.create_task(world.ask(max_tokens=4096, on_limit="wait"))
+        await asyncio.sleep(92)
+        assert world.first.running == 1
+        tokens = world.service.tokens
+        assert tokens is not None and tokens.count.used == INPUT_TOKENS_MAX + 4096
+        await asyncio.gather(running, waiting)
 
     run_virtual(main)
 

@@ -86,20 +86,29 @@ class ServiceCharge(ABC):
         """
         self.bill, self.is_whole = None, False
         self._attempt += 1
-        if self._tokens is None:
+        tokens = self._tokens
+        if tokens is None:
             await self._hold_money(deadline)
-            self._held_at = self._service.clock.monotonic()
-            return
+        else:
+            await self._hold_both(tokens, deadline)
+        self._held_at = self._service.clock.monotonic()
+
+    async def _hold_both(self, tokens: Tokens, deadline: float) -> None:
         # Tokens first, then money. Waiting for tokens may take a minute, and money held during that time would make
         # other calls' budgets look used up. If the money is refused or the wait for it is cancelled, the tokens go
         # back; otherwise calls that the budget refuses would also use up the limit on tokens.
-        await self._tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
-        try:
-            await self._hold_money(deadline)
-        except BaseException:
-            self._tokens.settle(0)
-            raise
-        self._held_at = self._service.clock.monotonic()
+        while True:
+            await tokens.take(self.bound_tokens(), deadline, waits=self._is_patient)
+            try:
+                await self._hold_money(deadline)
+            except BaseException:
+                tokens.settle(0)
+                raise
+            # With patience the wait for money may take minutes. If the tokens counted from its start, calls that waited
+            # together could use them in the same minute as others for which those tokens were free again.
+            if tokens.take_again():
+                return
+            self._release_money()
 
     @property
     def how(self) -> How:
@@ -151,6 +160,9 @@ class ServiceCharge(ABC):
         """Release the hold and the tokens, because nothing can have been billed."""
         if self._tokens is not None:
             self._tokens.settle(0)
+        self._release_money()
+
+    def _release_money(self) -> None:
         hold, self._hold = self._hold, None
         if hold is not None:
             self._budgets.ledger.release(hold)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from koo.ai.service import Service
 from koo.errors import Cause, Kind, RateLimited
+from koo.gates import WAITED_S
 from koo.limit_gate import PATIENCE_S
 from koo.options import NEVER
 from koo.passage import LOOK_AGAIN_S
@@ -54,6 +55,17 @@ class Tokens:
                 raise self._refusal(tokens, usable_at - now)
             await clock.sleep(min(usable_at - now, LOOK_AGAIN_S))
         self.taken, self._at = tokens, now
+
+    def take_again(self) -> bool:
+        """After a wait for money: count the tokens from now on. False, with nothing taken, if too few are left."""
+        limit, taken, now = self._service.tokens, self.taken, self._service.clock.monotonic()
+        if limit is None or now - self._at <= WAITED_S:
+            return True
+        self.settle(0)
+        if not limit.take(taken, now):
+            return False
+        self.taken, self._at = taken, now
+        return True
 
     def _refusal(self, tokens: int, wait_s: float) -> RateLimited:
         assert self._service.tokens is not None
