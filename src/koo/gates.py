@@ -22,7 +22,7 @@ them and clears the flag; the first call that finds all four open sets it again.
 from __future__ import annotations
 
 import random
-from asyncio import get_running_loop
+from asyncio import AbstractEventLoop, get_running_loop
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import NoReturn, Protocol
@@ -77,7 +77,7 @@ class Gates:
     """
 
     __slots__ = (
-        "_widens_at", "bulkhead", "clock", "credential", "deadlines", "draw", "family", "key_blocks", "kin",
+        "_widens", "bulkhead", "clock", "credential", "deadlines", "draw", "family", "key_blocks", "kin",
         "limit_queue", "limits", "name", "options", "pacing", "publish", "quiet", "quota", "retry_budget",
         "slot_settings",
     )  # fmt: skip
@@ -113,7 +113,8 @@ class Gates:
         # Only the head of the queue retries a full limit; the others wait behind it, in order.
         self.limit_queue = Bulkhead(1)
         self.quiet = False
-        self._widens_at = NEVER  # when the timer for the next step of the ramp fires
+        # The event loop and the time of the timer for the ramp's next step. A timer ends with its loop.
+        self._widens: tuple[AbstractEventLoop, float] | None = None
         # `credential`: a digest of the key, empty for the service's own key. `kin`: the gates of all the service's
         # keys, which share its limits and slots.
         self.credential, self.kin = "", {self}
@@ -327,16 +328,16 @@ class Gates:
 
     def _widen_later(self) -> None:
         """Set the one timer for the ramp's next step. Without it nothing would wake the calls that wait for it."""
-        at = self.bulkhead.widens_at
-        if at != self._widens_at:
-            self._widens_at = at
-            get_running_loop().call_at(at, self._widen, at)
+        loop, at = widens = get_running_loop(), self.bulkhead.widens_at
+        if widens != self._widens:
+            self._widens = widens
+            loop.call_at(at, self._widen, widens)
 
-    def _widen(self, at: float) -> None:
+    def _widen(self, widens: tuple[AbstractEventLoop, float]) -> None:
         bulkhead = self.bulkhead
         bulkhead.widen(self.clock.monotonic())
-        if at == self._widens_at:
-            self._widens_at = NEVER
+        if widens == self._widens:
+            self._widens = None
             if bulkhead.line and bulkhead.cap < bulkhead.limit:
                 self._widen_later()
 

@@ -308,6 +308,32 @@ def test_a_ramp_has_one_timer_however_often_its_queue_empties(monkeypatch: pytes
     run_virtual(main)
 
 
+def test_a_ramp_that_outlives_its_event_loop_widens_on_the_next_one() -> None:
+    """The timer for its next step ended with the first loop."""
+    guards = list[Guard]()
+
+    async def begin() -> None:
+        guards.append(make_guard(clock=LoopClock()))
+        guards[0].gates.bulkhead.narrow(1, guards[0].now())
+        await asyncio.wait([asyncio.create_task(guards[0].call(one)) for one in (hang, answer)], timeout=0.5)
+
+    async def go_on() -> None:
+        running = asyncio.create_task(guards[0].call(hang))
+        await asyncio.sleep(0)
+        assert await guards[0].call(answer) == "answer" and now() == 1.0
+        running.cancel()
+
+    run_virtual(begin)
+    run_virtual(go_on)
+
+
+class LoopClock(SystemClock):
+    """Reads the time of whichever loop runs."""
+
+    def monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
 async def answer_soon() -> None:
     await asyncio.sleep(0.001)
 
