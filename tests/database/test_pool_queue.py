@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from koo.database.database import Database
@@ -293,5 +295,39 @@ def test_a_caller_for_which_no_scope_will_return_a_connection_meets_a_failure(pg
                         pytest.fail("the server has no connection left")
             assert caught.value.kind is Kind.OVERLOADED
             assert database.guard.tally.totals().verdicts[FAILURE] == 1
+
+    run(main)
+
+
+async def lose_connection(database: Database, pg: Place) -> None:
+    with suppress(DBAPIError):
+        async with database.session_scope() as session:
+            pid = await session.scalar(text("SELECT pg_backend_pid()"))
+            await asyncio.to_thread(pg.server.sql, f"SELECT pg_terminate_backend({pid})")
+            await session.execute(ONE)
+
+
+def test_a_caller_waits_for_a_scopes_connection_also_if_the_pool_has_empty_places(pg: Place) -> None:
+    """A lost connection leaves one. Counted as a connection, it would let the caller try again without a pause."""
+    pg.server.sql("DROP ROLE IF EXISTS losing")
+    pg.server.sql("CREATE ROLE losing LOGIN PASSWORD 'koo-test'")
+
+    async def main() -> None:
+        async with opened(pg.url.replace("postgres:koo-test@", "losing:koo-test@")) as database:
+            go = asyncio.Event()
+            async with database.session_scope() as session:
+                await session.execute(ONE)
+                engine = session.bind
+            assert isinstance(engine, AsyncEngine)
+            async with engine.connect() as connection:
+                await connection.execute(ONE)
+                running = asyncio.create_task(hold(database, go))
+                await until(lambda: len(database.pool_queue.holders) == 1)
+                await asyncio.gather(lose_connection(database, pg), lose_connection(database, pg))
+                pg.server.sql("ALTER ROLE losing CONNECTION LIMIT 2")
+                waiting = asyncio.create_task(hold(database, go))
+                await until(lambda: database.pool_queue.waiting == 1)
+                go.set()
+                await asyncio.gather(running, waiting)
 
     run(main)

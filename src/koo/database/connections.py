@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from sqlalchemy import URL, Pool, QueuePool
+from sqlalchemy import URL, Pool
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from koo.clock import Clock
@@ -171,8 +171,7 @@ class Connections:
         # A connection that is in use outside of scopes does not count. The queue does not know when that one becomes
         # free, so it would let a caller in again immediately, and again, until the caller's deadline.
         others = self.pool_queue.used - 1
-        pool = cast("QueuePool", self.engine.sync_engine.pool)
-        has = min(len(self.records), others + pool.checkedin())
+        has = min(len(self.records), others + self.records.count_idle())
         if has > 0 and self.pool_queue.shrink(has, self.monotonic()):
             log.warning(
                 "database: the server has no connection left; the pool works with the %d that it has", has

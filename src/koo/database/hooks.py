@@ -111,7 +111,7 @@ class Hooks:
 
     def on_connect(self, adapted: Any, record: Any) -> None:
         self._metrics.created += 1
-        self._records.add(adapted)
+        self._records.add(adapted, record)
 
     def on_close(self, adapted: Any, record: Any) -> None:
         self._metrics.closed += 1

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from sqlalchemy.pool import ConnectionPoolEntry
+
 from koo.database.connects import Connects
 from koo.database.drivers.base import Driver
 from koo.database.faults import ScopeStage
@@ -102,13 +104,21 @@ class ConnectionRecord:
     """
 
     __slots__ = (
-        "_loop", "aborted", "adapted", "busy", "driver", "expires_at", "fresh", "generation", "idle_since",
+        "_loop", "_place", "aborted", "adapted", "busy", "driver", "expires_at", "fresh", "generation", "idle_since",
         "is_open", "occupant", "transaction", "wrote",
     )  # fmt: skip
 
     def __init__(
-        self, adapted: Any, driver: Driver, *, now: float, expires_at: float, generation: int = 0
+        self,
+        adapted: Any,
+        driver: Driver,
+        *,
+        now: float,
+        expires_at: float,
+        generation: int = 0,
+        place: ConnectionPoolEntry | None = None,
     ) -> None:
+        self._place = place
         self._loop = asyncio.get_running_loop()
         self.adapted = adapted
         self.driver = driver
@@ -126,6 +136,11 @@ class ConnectionRecord:
     def connection(self) -> Any:
         """The driver's own connection."""
         return self.adapted.driver_connection
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is in its pool, and no one uses it."""
+        return self._place is not None and not self._place.in_use
 
     @property
     def is_closed(self) -> bool:
@@ -202,12 +217,16 @@ class ConnectionRecords:
     def __len__(self) -> int:
         return len(self.by_connection)
 
-    def add(self, adapted: Any) -> None:
-        """Add a connection that was just opened."""
+    def count_idle(self) -> int:
+        """How many connections a caller could take from the pool now."""
+        return sum(record.is_idle for record in self.by_connection.values())
+
+    def add(self, adapted: Any, place: ConnectionPoolEntry) -> None:
+        """Add a connection that was just opened, for this place in the pool."""
         now = self.monotonic()
         age_s = self.options.pool_recycle_s * (1.0 - AGE_JITTER * self._draw())
         self.by_connection[adapted] = ConnectionRecord(
-            adapted, self.driver, now=now, expires_at=now + age_s, generation=self.generation
+            adapted, self.driver, now=now, expires_at=now + age_s, generation=self.generation, place=place
         )
 
     def of(self, connection: Any) -> ConnectionRecord:
