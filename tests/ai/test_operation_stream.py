@@ -6,7 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
 from typing import Any
 
@@ -360,6 +360,22 @@ def test_how_a_reader_ended_reaches_the_generator(way: str) -> None:
         verdict = {"handled": SUCCESS, "replaced": FAILURE}.get(way, NEUTRAL)
         assert seen == [error] and own.verdicts[verdict] == 1 == sum(own.verdicts)
         assert own.nothing_is_taken()
+
+    run(test)
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_a_readers_stop_iteration_is_not_the_services_failure(kind: type[Exception]) -> None:
+    """A `next()` in the block raises it, and the generator a RuntimeError in its place."""
+
+    async def operation() -> AsyncGenerator[str]:
+        yield "open"
+
+    async def test(own: Own) -> None:
+        with pytest.raises(kind):
+            async with asynccontextmanager(own.stream)(operation):
+                raise kind("of the reader")
+        assert own.verdicts[NEUTRAL] == 1 == sum(own.verdicts) and own.nothing_is_taken()
 
     run(test)
 

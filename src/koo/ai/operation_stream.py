@@ -432,7 +432,9 @@ async def _thrown(pieces: Any, error: BaseException) -> Any:
     except StopAsyncIteration:
         return END
     except BaseException as raised:
-        if raised is error:
+        # Python lets no StopIteration out of a generator: it raises a RuntimeError from it.
+        is_hidden = isinstance(error, StopIteration | StopAsyncIteration) and isinstance(raised, RuntimeError)
+        if raised is error or (is_hidden and raised.__cause__ is error):
             return _Raised.AGAIN
         raise
     finally:
