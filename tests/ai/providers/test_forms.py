@@ -107,6 +107,8 @@ def learned(document: object, status: int = 400, sent: bytes = SENT, forms: Form
         ),
         ("prompt is too long: 210000 tokens > 200000 maximum", ASKED),
         ("max_tokens is too large", ASKED),
+        ("max_tokens is not an integer; temperature must be between 0 and 2", ASKED),
+        ("max_tokens is required, top_p must be <= 1", ASKED),
         ("Rate limit: Limit 6000, Requested 14137", ASKED),
     ],
 )

@@ -274,12 +274,16 @@ _TOTAL = _any(
 )
 _LIMIT = r"(?:maximum|limit)(?: value)?(?: allowed)?(?: is| of|:)"
 _AT_MOST = rf"(?:<=|less than or equal to|at most|(?:can|must )?not exceed|up to|{_LIMIT})"
+_SAME = r"(?:(?!temperature|top_|penalty|logprobs).)"
+"""Any character within the words about one parameter. The limits of others, which a message may also name, are much
+lower."""
 _OUTPUT = _any(
     r"at most # (?:completion |output )?tokens",
     r"tokens?:? \d+ > #",
-    rf"max(?:imum)?[_ ](?:\w+[_ ])?tokens\b.{{0,40}}?{_AT_MOST}\s*#",
+    rf"max(?:imum)?[_ ](?:\w+[_ ])?tokens\b{_SAME}{{0,40}}?{_AT_MOST}\s*#",
     r"range .{0,30}\[\d+, ?#\]",
-    r"max_?tokens(?![a-z]).{0,90}?(?:[\[(]\d+, ?#\]|between \d+ and #|expected a value <= #)",
+    rf"max_?tokens(?![a-z]){_SAME}{{0,90}}?"
+    r"(?:[\[(]\d+, ?#\]|between \d+ and #|expected a value <= #)",
     r"model limit of #",
     r"max(?:imum)? (?:output|completion|new) tokens\D{0,30}#",
 )
