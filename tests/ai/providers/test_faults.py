@@ -246,6 +246,11 @@ ROWS: list[tuple[str, Any, Kind]] = [
     # Words that are also used for something else.
     ("openai", error(400, INVALID, "Invalid 'input[3].id': string too long. Got 65."), Kind.INVALID_REQUEST),
     ("vllm", error(400, message="Invalid model input: top_k is negative"), Kind.INVALID_REQUEST),
+    (
+        "vllm",
+        error(403, "permission_denied", "The API key does not have the required scope."),
+        Kind.PERMISSION,
+    ),
     ("vllm", error(400, message="Invalid model: x"), Kind.NOT_FOUND),
     ("openrouter", error(502, message="Upstream error: invalid model response"), Kind.SERVER_ERROR),
     ("vllm", error(400, message="The model stopped: the grammar is invalid"), Kind.INVALID_REQUEST),

@@ -303,6 +303,8 @@ def kind_of(names: Iterable[str | None], sentences: Iterable[str], status: int) 
             by_name = kind
     # Quotations are removed because they may be the prompt: `invalid value: 'my credit balance is too low'`.
     heads = [" ".join(_QUOTED.sub(" ", head_of(sentence)).split()) for sentence in sentences]
+    if by_name is not None and status == 403 and may_mean is not None:
+        may_mean -= {Kind.AUTH}  # "the API key lacks the required scope": it works for other models
     for kind, pattern in SENTENCES:
         if (may_mean is None or kind in may_mean) and any(map(pattern.match, heads)):
             return kind
