@@ -161,17 +161,17 @@ class Gates:
         self.bulkhead.give_back()
         self.limits.refund(taken_at)
 
-    def take_again(self, taken_at: float, now: float, cooldown_until: float) -> bool:
+    def take_again(self, guard: Guarded, taken_at: float, now: float) -> bool:
         """After a wait for money: count the units from now on. False, with nothing taken, if a gate has shut meanwhile.
 
-        With patience the wait may take minutes. Without this, all calls that waited for the same money could be sent
-        into a pause that the provider has requested, or in the same minute as others that took the units they had.
+        Otherwise calls that waited minutes for money are sent into a pause, with a refused key or in a full minute.
         """
         self.limits.refund(taken_at)
-        if now >= cooldown_until and now >= self.quota.until and self.limits.take(now) is None:
-            return True
-        self.bulkhead.give_back()
-        return False
+        is_shut = now < guard.cooldown.until or now < self.quota.until
+        if is_shut or self.key_blocks.began_after(taken_at, guard.model) or self.limits.take(now) is not None:
+            self.bulkhead.give_back()
+            return False
+        return True
 
     def refuse_full(self, guard: Guarded, now: float, deadline: float, on_limit: str | None) -> None:
         """Refuse a call that `take` found no unit for, without the slow path, if no other gate has to be checked."""

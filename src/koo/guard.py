@@ -277,7 +277,7 @@ class Guard:
             self._refuse_late()
         # Most calls find their money at once, and their units count from now anyway.
         if now - taken_at > WAITED_S:
-            if not self.gates.take_again(taken_at, now, self.cooldown.until):
+            if not self.gates.take_again(self, taken_at, now):
                 charge.release()
                 return None
             taken_at = now

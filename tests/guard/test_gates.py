@@ -166,6 +166,29 @@ def test_a_pause_that_begins_while_a_call_waits_for_its_money_delays_it() -> Non
     run_virtual(main)
 
 
+def test_a_key_that_is_refused_while_a_call_waits_for_its_money_stops_the_call() -> None:
+    async def main() -> None:
+        guard, wallet, script = make_guard(timeout_s=1000), Wallet(wait_s=1.0), Script()
+        waiting = asyncio.create_task(error_of(guard.call(script, charge=wallet)))
+        await asyncio.sleep(0.5)
+        block_key(guard)
+        assert isinstance(await waiting, AuthenticationFailed) and not script.calls
+        assert (wallet.held, wallet.released) == (1, 1) and nothing_is_taken(guard, wallet)
+
+    run_virtual(main)
+
+
+def test_a_call_that_tests_a_refused_key_may_wait_for_its_money() -> None:
+    async def main() -> None:
+        guard, script = make_guard(timeout_s=1000), Script()
+        guard.gates.key_blocks.by_calls = True
+        block_key(guard)
+        await asyncio.sleep(61.0)
+        assert await guard.call(script, charge=Wallet(wait_s=1.0)) == "answer"
+
+    run_virtual(main)
+
+
 def test_a_breaker_that_opens_while_money_is_held_releases_it() -> None:
     async def main() -> None:
         guard, wallet, script = make_guard(), Wallet(wait_s=1.0), Script()

@@ -85,6 +85,10 @@ class KeyBlocks:
                 return block
         return None
 
+    def began_after(self, since: float, model: str | None) -> bool:
+        """Whether a block of this model began after `since`. An older one admitted the call as a check."""
+        return any(one in self.by_model and self.by_model[one].since > since for one in (None, model))
+
     def hold_any(self, now: float) -> bool:
         """Whether any model is refused now. Changes nothing."""
         return any(now < block.until for block in self.by_model.values())
