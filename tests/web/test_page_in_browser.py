@@ -621,16 +621,18 @@ def test_behind_a_proxy_that_holds_the_stream_back_the_page_polls_every_two_seco
     asyncio.run(main())
 
 
+WRONG_CLOCK = "{ const real = Date.now; Date.now = () => real() + 10 * 86_400_000; }"
+
+
 def test_the_timeline_follows_the_servers_clock_if_the_browsers_is_wrong(
     browser: str, tmp_path: Path
 ) -> None:
     async def main() -> None:
-        async with shown(browser, platform(tmp_path)) as (page, _):
-            await page.until_text("#link", "live")
-            await page.run("{ const real = Date.now; Date.now = () => real() + 10 * 86_400_000; }")
-            await page.run("location.hash = '#/timeline'")
+        async with served(create_app(platform(tmp_path))) as client, window(browser) as page:
+            await page.send("Page.addScriptToEvaluateOnNewDocument", source=WRONG_CLOCK)
+            await page.go(client.url + "/dashboard/#/timeline")
             assert "None." in await page.until_text("[aria-labelledby=week]", ".")
-            # At first the page counts from the wrong clock; the server's next response corrects it.
+            # Until the first event of the stream, the page counts from the wrong clock.
             await page.until_text(".marks", " koo")
             await page.until("!/\\d{4}-/.test(document.querySelector('.marks').innerText)")
         assert page.told == []

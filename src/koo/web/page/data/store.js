@@ -51,7 +51,9 @@ export const link = signal(/** @type {Link} */ (
 /** The server's time for which the page is correct. It stops, together with all countdowns, when no events arrive. */
 export const now = signal(Date.now());
 /** How many milliseconds the server's clock is ahead of this machine's: countdowns to its times use its own clock. */
-let aheadMs = 0;
+const aheadMs = signal(0);
+/** Smaller differences are the time that the response took: each would draw all times again. */
+const SAME_CLOCK_MS = 250;
 
 /** @type {Map<string, import("../vendor/signals-core.js").Signal<Service | null>>} */
 const services = new Map();
@@ -159,7 +161,8 @@ function takePoint(point) {
 
 /** @param {string} iso the server's time when it sent this */
 export function syncClock(iso) {
-  aheadMs = (timeOf(iso) ?? Date.now()) - Date.now();
+  const ahead = (timeOf(iso) ?? Date.now()) - Date.now();
+  if (Math.abs(ahead - aheadMs.value) > SAME_CLOCK_MS) aheadMs.value = ahead;
 }
 
 /**
@@ -185,11 +188,11 @@ export function whole() {
 }
 
 /** The server's time now. */
-export const serverNow = () => Date.now() + aheadMs;
+export const serverNow = () => Date.now() + aheadMs.value;
 
 /** Called each second and when the link changes. */
 export function tick() {
-  now.value = link.value.state === "live" ? serverNow() : link.value.cameAt + aheadMs;
+  now.value = link.value.state === "live" ? serverNow() : link.value.cameAt + aheadMs.value;
 }
 
 /** Forget everything, so that nothing is shown. */
