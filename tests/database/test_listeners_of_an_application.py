@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, TextClause, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,6 +14,7 @@ from tests.database.conftest import Place
 from tests.database.support import INSERT, notes, proxied, run, through, with_notes
 
 CONFLICT = text("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$")
+LOSS = text("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
 class Translated(Exception):
@@ -32,8 +33,9 @@ def translating() -> Iterator[None]:
     event.remove(Engine, "handle_error", translate)
 
 
-def test_a_conflict_is_repeated_although_a_listener_raises_an_error_of_its_own(
-    any_pg: Place, translating: None
+@pytest.mark.parametrize("failure", [CONFLICT, LOSS], ids=["conflict", "loss"])
+def test_a_transaction_is_repeated_although_a_listener_raises_an_error_of_its_own(
+    any_pg: Place, translating: None, failure: TextClause
 ) -> None:
     runs = 0
 
@@ -42,27 +44,7 @@ def test_a_conflict_is_repeated_although_a_listener_raises_an_error_of_its_own(
         runs += 1
         await session.execute(INSERT, {"n": runs})
         if runs == 1:
-            await session.execute(CONFLICT)
-
-    async def main() -> None:
-        async with with_notes(any_pg.url) as database:
-            await database.transaction(insert)
-            assert await notes(database) == [2]
-
-    run(main)
-
-
-def test_a_lost_connection_is_replaced_although_a_listener_raises_an_error_of_its_own(
-    any_pg: Place, translating: None
-) -> None:
-    runs = 0
-
-    async def insert(session: AsyncSession) -> None:
-        nonlocal runs
-        runs += 1
-        await session.execute(INSERT, {"n": runs})
-        if runs == 1:
-            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+            await session.execute(failure)
 
     async def main() -> None:
         async with with_notes(any_pg.url) as database:
