@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 LASTS_S = 12 * 3600
 """A long working day. A copied cookie stays valid that long too: nothing is stored, so nothing can be revoked."""
-# Separates this key from any other use of the token. Whoever changes the cookie's format also changes the number, which
+# Separates this key from any other use of the token. A change of the cookie's format needs a new number, which
 # invalidates all older cookies.
 PURPOSE = b"koo session 1"
 # The pattern is strict on purpose: whatever does not match is ignored before anything is computed, and the role and the
