@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from docs.generate_openapi import DESCRIPTION, description, look_of, record
 from koo.testing.providers import FakeAnthropic
 from koo.web import create_app
-from koo.web.examples import RECORDED
+from koo.web.examples import DATABASE, DATABASE_STATUS, RECORDED, SERVICE
 from tests.web.serving import claude, platform, served
 
 
@@ -36,6 +36,16 @@ def test_the_examples_are_what_a_server_responds_now() -> None:
     assert {name: look_of(one) for name, one in RECORDED.items()} == {
         name: look_of(one) for name, one in fresh.items()
     }, "run: make docs"
+
+
+def test_the_examples_of_views_have_the_keys_that_python_returns(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with FakeAnthropic() as fake, platform(tmp_path, claude(fake)) as koo:
+            assert DATABASE.keys() == (await koo.database.health_check()).keys()
+            assert DATABASE_STATUS.keys() == (await koo.database.get_detailed_status()).keys()
+            assert SERVICE.keys() == koo.service_health("claude").keys()
+
+    asyncio.run(main())
 
 
 @contextmanager

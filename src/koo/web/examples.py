@@ -13,3 +13,4 @@ RECORDED: dict[str, Any] = json.loads(files("koo.web").joinpath("examples.json")
 """The recorded examples, by the name of the shape."""
 SERVICE = RECORDED["ServiceHealth"]
 DATABASE = RECORDED["SystemHealth"]["database"]
+DATABASE_STATUS = RECORDED["DatabaseMonitoring"]["database_monitoring"]
